@@ -1,0 +1,267 @@
+//! The shared map of workflows, and its copy on disk.
+//!
+//! Readers take a short lock and get a snapshot. Changes go through [`Store::apply`]; one writer task turns any
+//! number of them into one atomic write of the whole map. Whoever must know that a change is on disk waits with
+//! [`Store::durable`]: when a workflow is accepted, and before its prompt is sent.
+//!
+//! The graph of each workflow lies in a file of its own in a private folder beside the state file, because the
+//! file it came from may change or go.
+
+mod error;
+mod file;
+mod graphs;
+mod writer;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use chrono::{TimeDelta, Utc};
+use indexmap::IndexMap;
+use parking::RwLock;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+pub use error::StoreError;
+use graphs::Graphs;
+use writer::{Progress, Writer};
+
+use crate::workflow::{Event, Graph, WorkflowId, WorkflowState};
+
+/// A finished workflow younger than this is never trimmed.
+const KEEP_AT_LEAST: TimeDelta = TimeDelta::minutes(10);
+
+/// Where the map is kept and for how long.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state file.
+    pub file: PathBuf,
+    /// How long changes may gather before they are written.
+    pub write_interval: Duration,
+    /// How many finished workflows stay.
+    pub keep_finished: usize,
+}
+
+/// Counts changes of the map. A write that covers a revision covers all before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Revision(u64);
+
+/// The shared map. Clones are handles to the same map.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    map: RwLock<Map>,
+    graphs: Graphs,
+    keep_finished: usize,
+    changed: Notify,
+    urgent: Notify,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    workflows: IndexMap<WorkflowId, Entry>,
+    revision: Revision,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    state: Arc<WorkflowState>,
+    revision: Revision,
+}
+
+/// What [`Store::open`] found and started.
+#[derive(Debug)]
+pub struct Opened {
+    /// The map as it was on disk.
+    pub store: Store,
+    /// What the user should know about the file.
+    pub warnings: Vec<String>,
+    /// Ends after the last write once the token given to [`Store::open`] is cancelled.
+    pub writer: JoinHandle<()>,
+}
+
+impl Store {
+    /// Reads the file, or begins with an empty map, and starts the writer, which goes on until `stop` is cancelled
+    /// and then writes once more.
+    ///
+    /// A file that can't be understood is moved aside, never destroyed.
+    ///
+    /// # Errors
+    /// When the file is not a regular file of our own user, or the private folder can't be made.
+    pub async fn open(options: Options, stop: CancellationToken) -> Result<Opened, StoreError> {
+        let path = options.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || file::load(&path)).await.map_err(StoreError::task)??;
+        let graphs = Graphs::beside(&options.file).await?;
+        let entry = |state: WorkflowState| {
+            let id = state.id.clone();
+            (id, Entry { state: Arc::new(state), revision: Revision(0) })
+        };
+        let workflows = loaded.workflows.into_iter().map(entry).collect();
+        let shared = Arc::new(Shared {
+            map: RwLock::new(Map { workflows, revision: Revision(0) }),
+            graphs,
+            keep_finished: options.keep_finished,
+            changed: Notify::new(),
+            urgent: Notify::new(),
+            progress: watch::Sender::new(Progress::default()),
+        });
+        let writer = Writer::new(shared.clone(), options.file, options.write_interval);
+        let writer = tokio::spawn(writer.run(stop));
+        Ok(Opened { store: Self { shared }, warnings: loaded.warnings, writer })
+    }
+
+    /// Adds a workflow and its graph, and returns when both are on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Taken`] when the id is in use; otherwise nothing of the workflow stays.
+    pub async fn insert(&self, state: WorkflowState, graph: &Graph) -> Result<(), StoreError> {
+        let id = state.id.clone();
+        if self.get(&id).is_some() {
+            return Err(StoreError::Taken);
+        }
+        self.shared.graphs.save(&id, graph).await?;
+        let revision = {
+            let mut map = self.shared.map.write();
+            if map.workflows.contains_key(&id) {
+                return Err(StoreError::Taken);
+            }
+            let revision = map.next_revision();
+            map.workflows.insert(id.clone(), Entry { state: Arc::new(state), revision });
+            revision
+        };
+        let written = self.durable(revision).await;
+        if written.is_err() {
+            let mut map = self.shared.map.write();
+            map.workflows.shift_remove(&id);
+            map.next_revision();
+            drop(map);
+            self.shared.graphs.remove(&id).await;
+        }
+        written
+    }
+
+    /// Applies one event to a workflow, stamped with the current time. `None` when the id is unknown.
+    pub fn apply(&self, id: &WorkflowId, event: Event) -> Option<Revision> {
+        let mut map = self.shared.map.write();
+        let current = map.revision;
+        let entry = map.workflows.get_mut(id)?;
+        if !Arc::make_mut(&mut entry.state).apply(Utc::now(), event) {
+            return Some(current);
+        }
+        let revision = map.next_revision();
+        if let Some(entry) = map.workflows.get_mut(id) {
+            entry.revision = revision;
+        }
+        drop(map);
+        self.shared.changed.notify_one();
+        Some(revision)
+    }
+
+    /// Returns when everything up to `revision` is on disk.
+    ///
+    /// # Errors
+    /// When the write that should have covered it failed. The change stays in memory and later writes try again.
+    pub async fn durable(&self, revision: Revision) -> Result<(), StoreError> {
+        let mut progress = self.shared.progress.subscribe();
+        self.shared.urgent.notify_one();
+        let tried_before = progress.borrow().tries;
+        loop {
+            {
+                let now = progress.borrow_and_update();
+                if now.written >= revision {
+                    return Ok(());
+                }
+                if let Some(error) = now.error.clone().filter(|_| now.tries > tried_before && now.tried >= revision) {
+                    return Err(StoreError::Unwritten(error));
+                }
+            }
+            if progress.changed().await.is_err() {
+                return Err(StoreError::Closed);
+            }
+        }
+    }
+
+    /// A snapshot of one workflow.
+    pub fn get(&self, id: &WorkflowId) -> Option<Arc<WorkflowState>> {
+        self.shared.map.read().workflows.get(id).map(|entry| entry.state.clone())
+    }
+
+    /// The graph of a workflow as it was accepted.
+    ///
+    /// # Errors
+    /// When its file is gone or broken.
+    pub async fn graph(&self, id: &WorkflowId) -> Result<Graph, StoreError> {
+        self.shared.graphs.load(id).await
+    }
+
+    /// The newest active workflow, else the newest of all.
+    pub fn newest(&self) -> Option<Arc<WorkflowState>> {
+        let map = self.shared.map.read();
+        let newest_first = || map.workflows.values().rev().map(|entry| &entry.state);
+        newest_first().find(|state| state.is_active()).or_else(|| newest_first().next()).cloned()
+    }
+
+    /// All workflows without a final status, oldest first.
+    pub fn active(&self) -> Vec<Arc<WorkflowState>> {
+        let map = self.shared.map.read();
+        map.workflows.values().filter(|entry| entry.state.is_active()).map(|entry| entry.state.clone()).collect()
+    }
+}
+
+impl Shared {
+    /// Takes the oldest finished workflows beyond the allowed number out of the map.
+    fn trim(&self) -> Vec<WorkflowId> {
+        let mut map = self.map.write();
+        let finished: Vec<_> = map.workflows.values().filter(|entry| !entry.state.is_active()).collect();
+        let surplus = finished.len().saturating_sub(self.keep_finished);
+        let old = Utc::now() - KEEP_AT_LEAST;
+        let mut finished: Vec<_> =
+            finished.iter().filter_map(|entry| Some((entry.state.end_time?, entry.state.id.clone()))).collect();
+        finished.sort();
+        let trimmed: Vec<WorkflowId> =
+            finished.into_iter().take(surplus).take_while(|(ended, _)| *ended < old).map(|(_, id)| id).collect();
+        if !trimmed.is_empty() {
+            map.workflows.retain(|id, _| !trimmed.contains(id));
+            map.next_revision();
+        }
+        trimmed
+    }
+}
+
+impl Map {
+    fn next_revision(&mut self) -> Revision {
+        self.revision.0 += 1;
+        self.revision
+    }
+}
+
+/// A lock whose poisoning does not matter: every change under it is complete or not begun.
+mod parking {
+    use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard};
+
+    #[derive(Debug)]
+    pub(super) struct RwLock<T>(sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        pub(super) fn new(value: T) -> Self {
+            Self(sync::RwLock::new(value))
+        }
+
+        pub(super) fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        pub(super) fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

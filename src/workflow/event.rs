@@ -1,0 +1,85 @@
+//! What can happen to a workflow. The box's part ([`BoxEvent`]) may arrive late, twice or out of order;
+//! [`WorkflowState::apply`](super::state::WorkflowState::apply) absorbs that.
+
+use std::path::PathBuf;
+
+use super::{
+    failure::Failure,
+    id::{NodeId, PromptId},
+    output::{NodeOutput, RemoteFile},
+    state::Phase,
+};
+
+/// One fact about a run, told by ComfyUI over its websocket or its history.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BoxEvent {
+    /// The box began to run the prompt.
+    Started,
+    /// These nodes have results from an earlier run and will not run.
+    Cached(Vec<NodeId>),
+    /// A node began to run.
+    NodeStarted(NodeId),
+    /// A node has done `value` of `max` steps. `max` is above 0; `value` may exceed it or fall.
+    NodeStep {
+        /// Which node.
+        node: NodeId,
+        /// Steps done.
+        value: f64,
+        /// Steps in all.
+        max: f64,
+    },
+    /// A node is done.
+    NodeFinished(NodeId),
+    /// A node reported results.
+    NodeOutput {
+        /// Which node; of the graph, also where an expanded child reported.
+        node: NodeId,
+        /// What it reported.
+        output: NodeOutput,
+    },
+    /// The prompt is over, one way or the other. Only history tells which.
+    Over,
+}
+
+/// One fact about a workflow.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The execution reached a phase. Phases only go forward within an attempt.
+    Entered(Phase),
+    /// The nodes that will run, in the expected order. Nodes not listed are dropped.
+    Planned(Vec<NodeId>),
+    /// The prompt is about to be sent; from here on it may be on the box.
+    Submitting,
+    /// The box took the prompt under this id.
+    Submitted(PromptId),
+    /// Place in ComfyUI's line, 1 = next to run.
+    Waiting {
+        /// The place.
+        position: u32,
+    },
+    /// ComfyUI said something about the run.
+    Box(BoxEvent),
+    /// An output file is on the local disk.
+    Stored {
+        /// Which node reported it.
+        node: NodeId,
+        /// Which file.
+        file: RemoteFile,
+        /// Where it is now.
+        local_path: PathBuf,
+        /// Bytes.
+        size: u64,
+    },
+    /// The run starts over with a new prompt; outputs that are already here stay.
+    AttemptStarted(PromptId),
+    /// Something the user should know that fails nothing.
+    Warned(String),
+    /// The user asked to cancel.
+    CancelRequested,
+    /// Every output is on the local disk.
+    Completed,
+    /// The workflow can't be finished.
+    Failed(Failure),
+    /// The prompt is certainly not running any more, as the user asked.
+    Cancelled,
+}

@@ -1,0 +1,310 @@
+//! A graph in ComfyUI's API format: reading it, its links, and the order in which it will run.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use super::id::NodeId;
+use crate::json::parse_lenient;
+
+/// Why a file is not a graph that `/prompt` could take. Each reads well after the file's name.
+#[derive(Debug, Error)]
+pub enum GraphError {
+    /// Nothing in it.
+    #[error("is empty")]
+    Empty,
+    /// Not JSON at all.
+    #[error("is not JSON: {0}")]
+    NotJson(#[from] serde_json::Error),
+    /// What the front end's plain "Save" writes.
+    #[error("is in ComfyUI's UI format, which cannot be run as it is; export it with \"Export (API)\" in ComfyUI")]
+    UiFormat,
+    /// JSON, but of another kind.
+    #[error("is not a workflow graph: {0}")]
+    NotAGraph(String),
+}
+
+/// A non-empty graph whose every node has a class type. Nodes keep the author's order and every field they came with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Graph {
+    nodes: IndexMap<NodeId, Node>,
+}
+
+/// One node of a [`Graph`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    class_type: String,
+    fields: Map<String, Value>,
+}
+
+impl Graph {
+    /// Reads a file's content: a graph, or a request envelope with the graph under `prompt`.
+    ///
+    /// # Errors
+    /// Says what the content is instead.
+    pub fn parse(content: &[u8]) -> Result<Self, GraphError> {
+        if content.trim_ascii().is_empty() {
+            return Err(GraphError::Empty);
+        }
+        let Value::Object(mut object) = parse_lenient(content)? else {
+            return Err(GraphError::NotAGraph("the file does not hold a JSON object".into()));
+        };
+        if is_ui_format(&object) {
+            return Err(GraphError::UiFormat);
+        }
+        if let Some(Value::Object(prompt)) = object.get("prompt")
+            && !object.contains_key("class_type")
+            && !prompt.contains_key("class_type")
+        {
+            object = prompt.clone();
+        }
+        Self::from_object(object)
+    }
+
+    fn from_object(object: Map<String, Value>) -> Result<Self, GraphError> {
+        if object.is_empty() {
+            return Err(GraphError::NotAGraph("it has no nodes".into()));
+        }
+        let nodes = object
+            .into_iter()
+            .map(|(id, node)| Ok((NodeId::from(id.as_str()), Node::from_value(&id, node)?)))
+            .collect::<Result<_, GraphError>>()?;
+        Ok(Self { nodes })
+    }
+
+    /// The graph as `/prompt` takes it.
+    pub fn to_value(&self) -> Value {
+        self.nodes.iter().map(|(id, node)| (id.to_string(), Value::Object(node.fields.clone()))).collect()
+    }
+
+    /// The node of that id.
+    pub fn node(&self, id: &NodeId) -> Option<&Node> {
+        self.nodes.get(id)
+    }
+
+    /// All nodes in the author's order.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
+        self.nodes.iter()
+    }
+
+    pub(super) fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.nodes.values_mut()
+    }
+
+    /// The class types that occur.
+    pub fn classes(&self) -> BTreeSet<String> {
+        self.nodes.values().map(|node| node.class_type.clone()).collect()
+    }
+
+    /// All nodes in the order in which they can be expected to run, while it is unknown which classes are outputs:
+    /// whatever nobody links to is taken for one.
+    pub fn order_of_all(&self) -> Vec<NodeId> {
+        let linked: HashSet<&str> = self.nodes.values().flat_map(Node::links).collect();
+        let mut order = self.order_from(|id, _| !linked.contains(id.as_str()));
+        let seen: HashSet<&NodeId> = order.iter().collect();
+        let rest: Vec<NodeId> = self.nodes.keys().filter(|id| !seen.contains(id)).cloned().collect();
+        order.extend(rest);
+        order
+    }
+
+    /// The nodes that will run, in the expected order: those that a node chosen by `is_output` needs.
+    ///
+    /// Follows ComfyUI's scheduler (`comfy_execution/graph.py`, v0.3.64): nodes are staged depth-first from the
+    /// outputs, and of those ready to run, outputs go first, then what stands one or two steps before an output.
+    /// A cycle, which ComfyUI refuses, is put at the end.
+    pub fn order_from(&self, is_output: impl Fn(&NodeId, &Node) -> bool) -> Vec<NodeId> {
+        let outputs: HashSet<usize> =
+            self.nodes.iter().enumerate().filter(|(_, (id, node))| is_output(id, node)).map(|(at, _)| at).collect();
+        let staged = self.staged(&outputs);
+        let mut consumers: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut missing: HashMap<usize, usize> = HashMap::new();
+        for &at in &staged {
+            let sources: BTreeSet<usize> = self.sources(at).collect();
+            missing.insert(at, sources.len());
+            for source in sources {
+                consumers.entry(source).or_default().push(at);
+            }
+        }
+        let rank = |at: usize| distance_to_output(at, &outputs, &consumers);
+        let place: HashMap<usize, usize> = staged.iter().enumerate().map(|(place, &at)| (at, place)).collect();
+        let key = |at: usize| (rank(at), place.get(&at).copied().unwrap_or(usize::MAX), at);
+        let mut ready: BTreeSet<_> = staged.iter().copied().filter(|at| missing[at] == 0).map(key).collect();
+        let mut order = Vec::with_capacity(staged.len());
+        while let Some((_, _, at)) = ready.pop_first() {
+            order.push(at);
+            for &consumer in consumers.get(&at).into_iter().flatten() {
+                if let Some(count) = missing.get_mut(&consumer) {
+                    *count -= 1;
+                    if *count == 0 {
+                        ready.insert(key(consumer));
+                    }
+                }
+            }
+        }
+        let done: HashSet<usize> = order.iter().copied().collect();
+        order.extend(staged.iter().copied().filter(|at| !done.contains(at)));
+        order.into_iter().filter_map(|at| self.nodes.get_index(at)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Everything that the outputs need, in the order in which ComfyUI stages it.
+    fn staged(&self, outputs: &HashSet<usize>) -> Vec<usize> {
+        let (mut staged, mut seen) = (Vec::new(), HashSet::new());
+        for root in (0..self.nodes.len()).filter(|at| outputs.contains(at)) {
+            let mut stack = vec![root];
+            while let Some(at) = stack.pop() {
+                if seen.insert(at) {
+                    staged.push(at);
+                    stack.extend(self.sources(at));
+                }
+            }
+        }
+        staged
+    }
+
+    fn sources(&self, at: usize) -> impl Iterator<Item = usize> {
+        let links = self.nodes.get_index(at).into_iter().flat_map(|(_, node)| node.links());
+        links.filter_map(|id| self.nodes.get_index_of(&NodeId::from(id)))
+    }
+}
+
+impl Node {
+    fn from_value(id: &str, value: Value) -> Result<Self, GraphError> {
+        let Value::Object(fields) = value else {
+            return Err(GraphError::NotAGraph(format!("\"{}\" is not a node", brief(id))));
+        };
+        let class_type = match fields.get("class_type") {
+            Some(Value::String(class)) => class.clone(),
+            _ => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
+        };
+        match fields.get("inputs") {
+            None | Some(Value::Object(_)) => Ok(Self { class_type, fields }),
+            Some(_) => Err(GraphError::NotAGraph(format!("the inputs of node {} are not an object", brief(id)))),
+        }
+    }
+
+    /// The class, such as `KSampler`.
+    pub fn class_type(&self) -> &str {
+        &self.class_type
+    }
+
+    /// The title that its author gave it.
+    pub fn title(&self) -> Option<&str> {
+        self.fields.get("_meta")?.get("title")?.as_str()
+    }
+
+    /// Its inputs: literals, and links as `[node id, output index]`.
+    pub fn inputs(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.fields.get("inputs").and_then(Value::as_object).into_iter().flatten()
+    }
+
+    pub(super) fn inputs_mut(&mut self) -> impl Iterator<Item = (&String, &mut Value)> {
+        self.fields.get_mut("inputs").and_then(Value::as_object_mut).into_iter().flatten()
+    }
+
+    /// The ids of the nodes that its inputs link to; such a node may be missing.
+    fn links(&self) -> impl Iterator<Item = &str> {
+        self.inputs().filter_map(|(_, value)| match value.as_array()?.as_slice() {
+            [Value::String(source), _] => Some(source.as_str()),
+            _ => None,
+        })
+    }
+}
+
+/// 0 for an output, 1 and 2 for what feeds one directly or over one node, 3 for the rest.
+fn distance_to_output(at: usize, outputs: &HashSet<usize>, consumers: &HashMap<usize, Vec<usize>>) -> u8 {
+    let consumers_of = |at: &usize| consumers.get(at).into_iter().flatten();
+    if outputs.contains(&at) {
+        0
+    } else if consumers_of(&at).any(|next| outputs.contains(next)) {
+        1
+    } else if consumers_of(&at).flat_map(consumers_of).any(|next| outputs.contains(next)) {
+        2
+    } else {
+        3
+    }
+}
+
+fn is_ui_format(object: &Map<String, Value>) -> bool {
+    object.get("nodes").is_some_and(Value::is_array) && object.get("links").is_some_and(Value::is_array)
+}
+
+/// A node id as a message may repeat it.
+fn brief(id: &str) -> String {
+    id.chars().take(80).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn graph(text: &str) -> Graph {
+        Graph::parse(text.as_bytes()).unwrap()
+    }
+
+    fn ids(order: &[NodeId]) -> Vec<&str> {
+        order.iter().map(NodeId::as_str).collect()
+    }
+
+    fn refusal(text: &str) -> String {
+        Graph::parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_not_a_graph_is_told_apart() {
+        assert_eq!(refusal("  \n"), "is empty");
+        assert!(refusal("{\"1\": ").starts_with("is not JSON: "));
+        assert!(refusal(r#"{"nodes": [], "links": []}"#).starts_with("is in ComfyUI's UI format"));
+        assert_eq!(refusal("[]"), "is not a workflow graph: the file does not hold a JSON object");
+        assert_eq!(refusal("{}"), "is not a workflow graph: it has no nodes");
+        assert_eq!(refusal(r#"{"a": 1}"#), "is not a workflow graph: \"a\" is not a node");
+        assert_eq!(refusal(r#"{"1": {"inputs": {}}}"#), "is not a workflow graph: node 1 has no class_type");
+        assert_eq!(
+            refusal(r#"{"1": {"class_type": "A", "inputs": []}}"#),
+            "is not a workflow graph: the inputs of node 1 are not an object"
+        );
+    }
+
+    #[test]
+    fn an_envelope_is_unwrapped_and_a_graph_survives_the_round_trip() {
+        let inner = r#"{"b":{"class_type":"A","inputs":{"seed":18446744073709551615,"cfg":7.10},"_meta":{"title":"T"}},"a":{"class_type":"B"}}"#;
+        let graph = graph(&format!(r#"{{"prompt": {inner}, "client_id": "x"}}"#));
+        assert_eq!(graph.to_value().to_string(), inner);
+        assert_eq!(graph.node(&"b".into()).and_then(Node::title), Some("T"));
+    }
+
+    #[test]
+    fn only_what_an_output_needs_is_planned_and_outputs_go_first() {
+        let graph = graph(
+            r#"{
+              "1": {"class_type": "EmptyImage", "inputs": {}},
+              "2": {"class_type": "Slow", "inputs": {"image": ["1", 0]}},
+              "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
+              "4": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+              "5": {"class_type": "Unused", "inputs": {"image": ["1", 0]}}
+            }"#,
+        );
+        let is_output = |_: &NodeId, node: &Node| matches!(node.class_type(), "SaveImage" | "PreviewImage");
+        assert_eq!(ids(&graph.order_from(is_output)), ["1", "4", "2", "3"]);
+        assert_eq!(ids(&graph.order_of_all()), ["1", "4", "5", "2", "3"]);
+    }
+
+    #[test]
+    fn cycles_dangling_links_and_long_chains_end() {
+        let cyclic = graph(
+            r#"{"1": {"class_type": "A", "inputs": {"x": ["2", 0]}}, "2": {"class_type": "B", "inputs": {"x": ["1", 0]}},
+                "3": {"class_type": "C", "inputs": {"x": ["99", 0], "y": ["3", 0]}}}"#,
+        );
+        assert_eq!(cyclic.order_of_all().len(), 3);
+        let chain: Map<String, Value> = (0..20_000)
+            .map(|n| {
+                let inputs = serde_json::json!({ "x": [(n + 1).to_string(), 0] });
+                (n.to_string(), serde_json::json!({ "class_type": "A", "inputs": inputs }))
+            })
+            .collect();
+        let chain = Graph::parse(Value::Object(chain).to_string().as_bytes()).unwrap();
+        assert_eq!(ids(&chain.order_of_all())[0], "19999");
+    }
+}

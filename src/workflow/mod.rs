@@ -1,0 +1,24 @@
+//! The domain: what a workflow is and what can happen to it.
+//!
+//! Everything here is a pure function of its arguments: no I/O, no clock, no logging, no async. The
+//! ports ([`ssh`](crate::ssh), [`comfy`](crate::comfy), [`store`](crate::store)) and the
+//! [`runner`](crate::runner) build on it; it knows none of them.
+
+pub mod event;
+pub mod failure;
+pub mod graph;
+pub mod id;
+pub mod inputs;
+pub mod node;
+pub mod output;
+pub mod request;
+pub mod state;
+
+pub use event::{BoxEvent, Event};
+pub use failure::{ErrorCode, ErrorDetail, Failure};
+pub use graph::{Graph, GraphError, Node};
+pub use id::{ClientId, NodeId, PromptId, WorkflowId};
+pub use node::{NodeState, NodeStatus};
+pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
+pub use request::Request;
+pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -1,0 +1,411 @@
+//! The state of one workflow, and the one function that changes it.
+//!
+//! [`WorkflowState::apply`] is a pure reducer. The websocket, the history and our own task tell the same facts
+//! late, twice or out of order; these laws absorb that:
+//! a final status absorbs everything after it; phases and progress never go back within one attempt;
+//! the same event twice equals once.
+
+use chrono::{DateTime, Utc};
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    event::{BoxEvent, Event},
+    failure::Failure,
+    graph::Graph,
+    id::{ClientId, NodeId, PromptId, WorkflowId},
+    node::{NodeState, NodeStatus},
+    output::{NodeOutput, Output, RemoteFile},
+    request::Request,
+};
+
+/// Warnings beyond this many are dropped.
+const MAX_WARNINGS: usize = 100;
+
+/// The closed set of workflow states that clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Accepted; the box has not begun to run it.
+    Queued,
+    /// The box runs it, or its outputs are on their way.
+    Executing,
+    /// Every output is on the local disk.
+    Completed,
+    /// It can't be finished.
+    Failed,
+    /// The user stopped it.
+    Cancelled,
+}
+
+/// Where an active workflow is, finer than [`Status`]. In the order in which a run passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// In our own line.
+    Waiting,
+    /// On the way to the box.
+    Connecting,
+    /// Inputs go to the box.
+    Uploading,
+    /// In ComfyUI's line.
+    Queued,
+    /// ComfyUI runs it.
+    Running,
+    /// Outputs come here.
+    Downloading,
+}
+
+/// Active in some phase, or over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifecycle {
+    /// Somebody works on it.
+    Active(Phase),
+    /// Every output is here.
+    Completed,
+    /// It can't be finished.
+    Failed(Box<Failure>),
+    /// The user stopped it.
+    Cancelled,
+}
+
+/// What is known about the current attempt's prompt on the box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Submission {
+    /// It was never sent.
+    None,
+    /// It was about to be sent: the box may have it or not.
+    Unclear,
+    /// The box took it.
+    Accepted,
+}
+
+/// Everything that readers can know about a workflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkflowState {
+    /// Its id.
+    pub id: WorkflowId,
+    /// What was asked for.
+    pub request: Request,
+    /// Active or over.
+    pub lifecycle: Lifecycle,
+    /// The current attempt's prompt.
+    pub prompt_id: PromptId,
+    /// Whose websocket gets the prompt's messages.
+    pub client_id: ClientId,
+    /// What the box has of it.
+    pub submission: Submission,
+    /// 1, and one more each time the run starts over.
+    pub attempt: u32,
+    /// The user wants it stopped.
+    pub cancel_requested: bool,
+    /// The nodes, in the expected order; only those that will run, once that is known.
+    pub nodes: IndexMap<NodeId, NodeState>,
+    /// Place in ComfyUI's line, 1 = next to run.
+    pub queue_position: Option<u32>,
+    /// The node that runs now.
+    pub current_node: Option<NodeId>,
+    /// The node that failed.
+    pub failed_node: Option<NodeId>,
+    /// When it was accepted.
+    pub queue_time: DateTime<Utc>,
+    /// When the box began to run it.
+    pub start_time: Option<DateTime<Utc>>,
+    /// When it reached its final status.
+    pub end_time: Option<DateTime<Utc>>,
+    /// When anything changed last.
+    pub last_update: DateTime<Utc>,
+    /// Files that nodes reported.
+    pub outputs: Vec<Output>,
+    /// Texts that nodes reported.
+    pub texts: Vec<Text>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A text among the results.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Text {
+    /// The node that reported it.
+    pub node_id: NodeId,
+    /// The text.
+    pub text: String,
+}
+
+impl WorkflowState {
+    /// A workflow that was accepted just now, with fresh prompt and client ids.
+    pub fn accepted(id: WorkflowId, request: Request, graph: &Graph, at: DateTime<Utc>) -> Self {
+        Self {
+            id,
+            request,
+            lifecycle: Lifecycle::Active(Phase::Waiting),
+            prompt_id: PromptId::fresh(),
+            client_id: ClientId::fresh(),
+            submission: Submission::None,
+            attempt: 1,
+            cancel_requested: false,
+            nodes: pending_nodes(graph),
+            queue_position: None,
+            current_node: None,
+            failed_node: None,
+            queue_time: at,
+            start_time: None,
+            end_time: None,
+            last_update: at,
+            outputs: Vec::new(),
+            texts: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The status that clients know.
+    pub fn status(&self) -> Status {
+        match self.lifecycle {
+            Lifecycle::Active(Phase::Running | Phase::Downloading) => Status::Executing,
+            Lifecycle::Active(_) => Status::Queued,
+            Lifecycle::Completed => Status::Completed,
+            Lifecycle::Failed(_) => Status::Failed,
+            Lifecycle::Cancelled => Status::Cancelled,
+        }
+    }
+
+    /// The phase of an active workflow.
+    pub fn phase(&self) -> Option<Phase> {
+        match self.lifecycle {
+            Lifecycle::Active(phase) => Some(phase),
+            _ => None,
+        }
+    }
+
+    /// Whether it has no final status yet.
+    pub fn is_active(&self) -> bool {
+        self.phase().is_some()
+    }
+
+    /// Why it failed.
+    pub fn failure(&self) -> Option<&Failure> {
+        match &self.lifecycle {
+            Lifecycle::Failed(failure) => Some(failure),
+            _ => None,
+        }
+    }
+
+    /// How many nodes are done.
+    pub fn completed_nodes(&self) -> usize {
+        self.nodes.values().filter(|node| node.status == NodeStatus::Executed).count()
+    }
+
+    /// Completed nodes in percent of all, to one decimal; 100.0 exactly when the status is `completed`.
+    pub fn progress_percent(&self) -> f64 {
+        self.percent(self.completed_nodes() as f64)
+    }
+
+    /// Like [`progress_percent`](Self::progress_percent), but a running node counts with its part.
+    pub fn overall_percent(&self) -> f64 {
+        self.percent(self.nodes.values().map(|node| node.progress / 100.0).sum())
+    }
+
+    fn percent(&self, done: f64) -> f64 {
+        if self.lifecycle == Lifecycle::Completed {
+            return 100.0;
+        }
+        let all = self.nodes.len().max(1) as f64;
+        ((done / all * 1000.0).round() / 10.0).clamp(0.0, 99.9)
+    }
+
+    /// Takes in one fact. `at` is when it became known here. Says whether anything changed.
+    pub fn apply(&mut self, at: DateTime<Utc>, event: Event) -> bool {
+        let Lifecycle::Active(phase) = self.lifecycle else {
+            return false;
+        };
+        let changed = match event {
+            Event::Entered(next) => self.enter(phase, next, at),
+            Event::Planned(order) => self.plan(&order),
+            Event::Submitting => self.note_submission(Submission::Unclear),
+            Event::Submitted(prompt_id) => self.note_submitted(phase, prompt_id, at),
+            Event::Waiting { position } => phase <= Phase::Queued && replace(&mut self.queue_position, Some(position)),
+            Event::Box(event) => self.apply_box(phase, at, event),
+            Event::Stored { node, file, local_path, size } => self.note_stored(&node, &file, local_path, size),
+            Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
+            Event::Warned(text) => self.warn(text),
+            Event::CancelRequested => replace(&mut self.cancel_requested, true),
+            Event::Completed => self.end(Lifecycle::Completed, at),
+            Event::Failed(failure) => self.fail(failure, at),
+            Event::Cancelled => self.end(Lifecycle::Cancelled, at),
+        };
+        if changed {
+            self.last_update = at;
+        }
+        changed
+    }
+
+    fn apply_box(&mut self, phase: Phase, at: DateTime<Utc>, event: BoxEvent) -> bool {
+        match event {
+            BoxEvent::Started => self.enter(phase, Phase::Running, at),
+            BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache),
+            BoxEvent::NodeStarted(node) => {
+                let running = self.enter(phase, Phase::Running, at);
+                self.set_running(&node, |state| state.start()) | running
+            }
+            BoxEvent::NodeStep { node, value, max } => {
+                let running = self.enter(phase, Phase::Running, at);
+                self.set_running(&node, |state| state.step(value, max)) | running
+            }
+            BoxEvent::NodeFinished(node) => self.finish_node(&node),
+            BoxEvent::NodeOutput { node, output } => self.note_output(node, output),
+            BoxEvent::Over => replace(&mut self.current_node, None),
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, next: Phase, at: DateTime<Utc>) -> bool {
+        if next <= phase {
+            return false;
+        }
+        self.lifecycle = Lifecycle::Active(next);
+        if next >= Phase::Running {
+            self.queue_position = None;
+            self.start_time.get_or_insert(at);
+        }
+        if next == Phase::Downloading {
+            self.current_node = None;
+            self.nodes.values_mut().for_each(|node| {
+                node.finish();
+            });
+        }
+        true
+    }
+
+    fn plan(&mut self, order: &[NodeId]) -> bool {
+        if order.is_empty() || self.nodes.keys().eq(order) {
+            return false;
+        }
+        let mut known = std::mem::take(&mut self.nodes);
+        self.nodes = order.iter().filter_map(|id| known.swap_remove_entry(id)).collect();
+        true
+    }
+
+    fn note_submission(&mut self, submission: Submission) -> bool {
+        replace(&mut self.submission, submission)
+    }
+
+    fn note_submitted(&mut self, phase: Phase, prompt_id: PromptId, at: DateTime<Utc>) -> bool {
+        let renamed = replace(&mut self.prompt_id, prompt_id);
+        self.note_submission(Submission::Accepted) | self.enter(phase, Phase::Queued, at) | renamed
+    }
+
+    fn each_node(&mut self, ids: &[NodeId], change: impl Fn(&mut NodeState) -> bool) -> bool {
+        ids.iter().fold(false, |changed, id| self.nodes.get_mut(id).is_some_and(&change) | changed)
+    }
+
+    fn set_running(&mut self, id: &NodeId, change: impl FnOnce(&mut NodeState) -> bool) -> bool {
+        let Some(node) = self.nodes.get_mut(id) else { return false };
+        if node.is_done() {
+            return false;
+        }
+        change(node) | replace(&mut self.current_node, Some(id.clone()))
+    }
+
+    fn finish_node(&mut self, id: &NodeId) -> bool {
+        let finished = self.nodes.get_mut(id).is_some_and(NodeState::finish);
+        if finished && self.current_node.as_ref() == Some(id) {
+            let running = self.nodes.values().find(|node| node.status == NodeStatus::Executing);
+            self.current_node = running.map(|node| node.id.clone());
+        }
+        finished
+    }
+
+    fn note_output(&mut self, node: NodeId, output: NodeOutput) -> bool {
+        let mut changed = false;
+        for file in output.files {
+            if !self.outputs.iter().any(|known| known.node_id == node && known.remote == file) {
+                self.outputs.push(Output::reported(node.clone(), file, &self.request.comfyui_output_dir));
+                changed = true;
+            }
+        }
+        for text in output.texts {
+            let text = Text { node_id: node.clone(), text };
+            if !self.texts.contains(&text) {
+                self.texts.push(text);
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    fn note_stored(&mut self, node: &NodeId, file: &RemoteFile, local_path: std::path::PathBuf, size: u64) -> bool {
+        let output = self.outputs.iter_mut().find(|known| known.node_id == *node && known.remote == *file);
+        output.is_some_and(|output| {
+            output.size = Some(size);
+            replace(&mut output.local_path, Some(local_path))
+        })
+    }
+
+    /// Nodes begin again; reported files that never came here are forgotten, since the new run reports its own.
+    fn start_over(&mut self, prompt_id: PromptId) -> bool {
+        if self.prompt_id == prompt_id {
+            return false;
+        }
+        self.prompt_id = prompt_id;
+        self.attempt += 1;
+        self.submission = Submission::None;
+        self.lifecycle = Lifecycle::Active(Phase::Uploading);
+        self.current_node = None;
+        self.queue_position = None;
+        self.outputs.retain(Output::downloaded);
+        for node in self.nodes.values_mut() {
+            *node = NodeState::pending(node.id.clone(), &node.class_type, node.title.as_deref());
+        }
+        true
+    }
+
+    fn warn(&mut self, text: String) -> bool {
+        let news = !self.warnings.contains(&text) && self.warnings.len() < MAX_WARNINGS;
+        if news {
+            self.warnings.push(text);
+        }
+        news
+    }
+
+    fn fail(&mut self, failure: Failure, at: DateTime<Utc>) -> bool {
+        if let Some(detail) = &failure.detail
+            && let Some(id) = &detail.node_id
+        {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.fail(detail.exception_message.as_deref().unwrap_or(&failure.message));
+            }
+            self.failed_node = Some(id.clone());
+        }
+        self.end(Lifecycle::Failed(Box::new(failure)), at)
+    }
+
+    fn end(&mut self, lifecycle: Lifecycle, at: DateTime<Utc>) -> bool {
+        if lifecycle == Lifecycle::Completed {
+            self.nodes.values_mut().for_each(|node| {
+                node.finish();
+            });
+        }
+        self.lifecycle = lifecycle;
+        self.current_node = None;
+        self.queue_position = None;
+        self.end_time = Some(at);
+        true
+    }
+}
+
+fn pending_nodes(graph: &Graph) -> IndexMap<NodeId, NodeState> {
+    let order = graph.order_of_all();
+    let known = order.into_iter().filter_map(|id| graph.node(&id).map(|node| (id, node)));
+    known.map(|(id, node)| (id.clone(), NodeState::pending(id, node.class_type(), node.title()))).collect()
+}
+
+/// Stores a value and says whether it differs from what was there.
+fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
+    let differs = *place != value;
+    *place = value;
+    differs
+}
+
+#[cfg(test)]
+mod tests;
