@@ -1,4 +1,37 @@
 //! Runs ComfyUI workflows on rented GPU machines over SSH, and never loses one.
-pub mod json;
+//!
+//! # The map
+//!
+//! ```text
+//!  main, app, demo        flags, configuration, assemble, serve, stop
+//!        │
+//!  http                   six routes, views, errors -> status
+//!        │
+//!  runner                 one task per active workflow; runner/execution.rs tells the story of a run
+//!    │      │      │
+//!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
+//!    └──────┴──────┘
+//!  workflow               the domain: no I/O, no clock, no logging
+//!
+//!  sandbox                both far ends in miniature; shares no code with the rest
+//! ```
+//!
+//! To know the code, read [`workflow::state`], then `runner/execution.rs`, then [`http`].
+//!
+//! What is deliberately absent: `ssh`, `comfy` and `store` do not know one another; `workflow` knows none of them;
+//! `runner` knows no HTTP server; `sandbox` imports nothing of the above. A test reads the imports and checks this.
+
+pub mod app;
+pub mod comfy;
+pub mod config;
+#[cfg(feature = "sandbox")]
+pub mod demo;
+pub mod http;
+mod json;
+pub mod runner;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
+pub mod ssh;
 pub mod store;
+pub mod telemetry;
 pub mod workflow;

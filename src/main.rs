@@ -1,1 +1,96 @@
-fn main() {}
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use comfy_remote::{
+    app::{self, Service},
+    config::Config,
+    telemetry,
+};
+
+/// Runs ComfyUI workflows on rented GPU machines over SSH, and never loses one.
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service (the default).
+    Serve(ServeArgs),
+    /// Run an example workflow against a sandbox that stands in for the GPU machine.
+    #[cfg(feature = "sandbox")]
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ServeArgs {
+    /// The configuration file [default: ./config.toml, if there is one].
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// Where to listen, in place of [server] bind.
+    #[arg(long, value_name = "ADDR")]
+    bind: Option<SocketAddr>,
+}
+
+#[cfg(feature = "sandbox")]
+#[derive(Debug, clap::Args)]
+struct DemoArgs {
+    /// End after the run instead of serving until Ctrl-C.
+    #[arg(long)]
+    once: bool,
+    /// Where the output lands.
+    #[arg(long, value_name = "FOLDER", default_value = "comfy-remote-demo")]
+    output: PathBuf,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    bind: SocketAddr,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ended = match cli.command {
+        None => serve(cli.serve).await,
+        Some(Command::Serve(args)) => serve(args).await,
+        #[cfg(feature = "sandbox")]
+        Some(Command::Demo(args)) => demo(args).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("comfy-remote: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::load(args.config.as_deref())?;
+    if let Some(bind) = args.bind {
+        config.server.bind = bind;
+    }
+    let _flush = telemetry::init(&config.log)?;
+    let service = Service::start(&config).await?;
+    say(&format!("comfy-remote is listening on http://{}", service.address()));
+    app::stop_signal().await?;
+    service.stop().await;
+    Ok(())
+}
+
+#[cfg(feature = "sandbox")]
+async fn demo(args: DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
+    comfy_remote::demo::run(comfy_remote::demo::Options { once: args.once, output: args.output, bind: args.bind })
+        .await?;
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "the one line that a person or a script waits for")]
+fn say(line: &str) {
+    eprintln!("{line}");
+}

@@ -231,6 +231,8 @@ impl WorkflowState {
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
             Event::CancelRequested => replace(&mut self.cancel_requested, true),
+            // What was cancelled in time ends cancelled, also if the run ends by itself at that very moment.
+            Event::Completed if self.cancel_requested => self.end(Lifecycle::Cancelled, at),
             Event::Completed => self.end(Lifecycle::Completed, at),
             Event::Failed(failure) => self.fail(failure, at),
             Event::Cancelled => self.end(Lifecycle::Cancelled, at),

@@ -1,0 +1,121 @@
+//! Assembles the service, serves, and stops in order.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    http,
+    runner::Runner,
+    ssh::{Pool, SshError},
+    store::{Opened, Store, StoreError},
+};
+
+/// How long the parts of the service may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Why the service could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The state can't be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// SSH can't be used.
+    #[error("cannot use SSH: {0}")]
+    Ssh(#[from] SshError),
+    /// No signals can be received.
+    #[error("cannot receive signals: {0}")]
+    Signals(io::Error),
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct Service {
+    address: SocketAddr,
+    runner: Runner,
+    server: JoinHandle<()>,
+    writer: JoinHandle<()>,
+    stop_server: CancellationToken,
+    stop_writer: CancellationToken,
+}
+
+impl Service {
+    /// Opens the state, takes up what was left unfinished, and listens. Everything that can fail does so before a
+    /// workflow is touched.
+    ///
+    /// # Errors
+    /// Says in one sentence what can't be used.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let address = config.server.bind;
+        let listener = TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })?;
+        let address = listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
+        let pool = Pool::new(config.ssh())?;
+        let stop_writer = CancellationToken::new();
+        let Opened { store, warnings, writer } = Store::open(config.store(), stop_writer.clone()).await?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        if config.store().file.starts_with("/tmp") {
+            tracing::info!(
+                file = %config.store().file.display(),
+                "the state file lies in /tmp, which a reboot may empty; set [state] file to keep it elsewhere"
+            );
+        }
+        let runner = Runner::start(store.clone(), pool, config.runner());
+        let stop_server = CancellationToken::new();
+        let router = http::router(runner.clone(), store, config.http());
+        let server = tokio::spawn(http::serve(listener, router, stop_server.clone()));
+        Ok(Self { address, runner, server, writer, stop_server, stop_writer })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops accepting, leaves the prompts on the boxes running, writes the state. Takes at most a few seconds, also
+    /// with hung connections.
+    pub async fn stop(self) {
+        self.stop_server.cancel();
+        let stopped = tokio::time::timeout(STOP_TIMEOUT, async {
+            self.runner.shutdown().await;
+            self.server.await.ok();
+        });
+        if stopped.await.is_err() {
+            tracing::warn!("not everything stopped in time");
+        }
+        self.stop_writer.cancel();
+        if tokio::time::timeout(STOP_TIMEOUT, self.writer).await.is_err() {
+            tracing::error!("the state could not be written in time");
+        }
+    }
+}
+
+/// Resolves at SIGINT (Ctrl-C) or SIGTERM.
+///
+/// # Errors
+/// When signals can't be received.
+pub async fn stop_signal() -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

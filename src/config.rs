@@ -1,0 +1,321 @@
+//! Settings: where they come from, and what each part of the program gets of them.
+//!
+//! The file `config.toml` at the top of the repository is both the documentation and the defaults: the program
+//! carries it inside. On top come the user's file and environment variables `COMFY_REMOTE_<SECTION>__<KEY>`.
+//! An unknown key or a bad value is an error in one sentence, before anything else happens.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use figment::{
+    Figment,
+    providers::{Env, Format, Toml},
+};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::{http, runner, ssh, store};
+
+/// The defaults, which also document every key.
+pub const DEFAULTS: &str = include_str!("../config.toml");
+
+/// The file that is read when none is named.
+const LOCAL_FILE: &str = "config.toml";
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Config {
+    pub server: Server,
+    pub state: State,
+    pub ssh: Ssh,
+    pub defaults: Defaults,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Server {
+    pub bind: SocketAddr,
+    pub cors_origins: Vec<http::AllowedOrigin>,
+    pub max_body_bytes: usize,
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct State {
+    pub file: PathBuf,
+    pub write_interval_ms: u64,
+    pub keep_finished: usize,
+}
+
+/// `[ssh]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Ssh {
+    pub known_hosts: PathBuf,
+    pub host_keys: HostKeys,
+    pub identity_files: Vec<PathBuf>,
+    pub use_agent: bool,
+    pub passphrase_file: Option<PathBuf>,
+    pub connect_timeout_s: u64,
+    pub connect_attempts: u32,
+    pub keepalive_s: u64,
+    pub execute_wait_s: u64,
+    /// Read in place of `~/.ssh/config`; only programs that embed the service set it.
+    #[serde(skip)]
+    pub config_file: Option<PathBuf>,
+}
+
+/// `[ssh] host_keys`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "config.toml documents the values")]
+pub enum HostKeys {
+    AcceptNew,
+    Strict,
+    Off,
+}
+
+/// `[defaults]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Defaults {
+    pub comfyui_port: u16,
+    pub comfyui_input_dir: String,
+    pub comfyui_output_dir: String,
+    pub output_dir: String,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Limits {
+    pub unreachable_limit_s: u64,
+    pub unreachable_before_submit_s: u64,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+    pub folder: Option<PathBuf>,
+}
+
+/// `[log] level`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config.toml documents the values")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// `[log] format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "config.toml documents the values")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A setting that can't be used, in one sentence.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl Config {
+    /// Reads defaults, file and environment. `file` is the one that the user named, which must exist.
+    ///
+    /// # Errors
+    /// Names the first unknown key or bad value and where it stands.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(LOCAL_FILE));
+        if file.is_some() && !path.is_file() {
+            return Err(ConfigError(format!("configuration file not found: {}", path.display())));
+        }
+        let figment = Figment::from(Toml::string(DEFAULTS))
+            .merge(Toml::file_exact(path))
+            .merge(Env::prefixed("COMFY_REMOTE_").split("__"));
+        let config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+        config.check()
+    }
+
+    /// The defaults alone.
+    ///
+    /// # Errors
+    /// Never, as long as the shipped file is sound; a test sees to that.
+    pub fn defaults() -> Result<Self, ConfigError> {
+        Figment::from(Toml::string(DEFAULTS)).extract().map_err(|error| ConfigError(sentence(error)))
+    }
+
+    fn check(self) -> Result<Self, ConfigError> {
+        let positive = [
+            ("server.max_body_bytes", self.server.max_body_bytes as u64),
+            ("ssh.connect_timeout_s", self.ssh.connect_timeout_s),
+            ("ssh.connect_attempts", u64::from(self.ssh.connect_attempts)),
+            ("ssh.keepalive_s", self.ssh.keepalive_s),
+            ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
+        ];
+        match positive.iter().find(|(_, value)| *value == 0) {
+            Some((key, _)) => Err(ConfigError(format!("configuration key {key} must be above 0"))),
+            None => Ok(self),
+        }
+    }
+
+    /// For [`store::Store::open`].
+    pub fn store(&self) -> store::Options {
+        store::Options {
+            file: expand_home(&self.state.file),
+            write_interval: Duration::from_millis(self.state.write_interval_ms),
+            keep_finished: self.state.keep_finished,
+        }
+    }
+
+    /// For [`ssh::Pool::new`].
+    pub fn ssh(&self) -> ssh::Options {
+        let ssh = &self.ssh;
+        ssh::Options {
+            known_hosts: expand_home(&ssh.known_hosts),
+            host_keys: match ssh.host_keys {
+                HostKeys::AcceptNew => ssh::HostKeyPolicy::AcceptNew,
+                HostKeys::Strict => ssh::HostKeyPolicy::Strict,
+                HostKeys::Off => ssh::HostKeyPolicy::Off,
+            },
+            identity_files: ssh.identity_files.iter().map(|file| expand_home(file)).collect(),
+            use_agent: ssh.use_agent,
+            passphrase_file: ssh.passphrase_file.as_deref().map(expand_home),
+            connect_timeout: Duration::from_secs(ssh.connect_timeout_s),
+            connect_attempts: ssh.connect_attempts,
+            keepalive: Duration::from_secs(ssh.keepalive_s),
+            config_file: ssh.config_file.clone(),
+        }
+    }
+
+    /// For [`runner::Runner::start`].
+    pub fn runner(&self) -> runner::Options {
+        runner::Options {
+            execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
+            unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
+            unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
+            defaults: runner::Defaults {
+                comfyui_port: self.defaults.comfyui_port,
+                comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),
+                comfyui_output_dir: self.defaults.comfyui_output_dir.clone(),
+                output_dir: self.defaults.output_dir.clone(),
+            },
+        }
+    }
+
+    /// For [`http::router`].
+    pub fn http(&self) -> http::Options {
+        http::Options { cors_origins: self.server.cors_origins.clone(), max_body_bytes: self.server.max_body_bytes }
+    }
+}
+
+/// `~/…` with the home folder in its place.
+pub fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+/// The first of figment's errors as `configuration key server.bind: … (in config.toml)`.
+fn sentence(error: figment::Error) -> String {
+    let Some(first) = error.into_iter().next() else {
+        return "the configuration can't be read".into();
+    };
+    let source = first.metadata.as_ref().map(|metadata| match &metadata.source {
+        Some(source) => format!(" (in {source})"),
+        None => format!(" (in {})", metadata.name.trim_matches('`')),
+    });
+    let key = match first.path.as_slice() {
+        [] => "configuration".to_owned(),
+        path => format!("configuration key {}", path.join(".")),
+    };
+    let kind = first.kind.to_string().trim().replace('\n', " ");
+    format!("{key}: {kind}{}", source.unwrap_or_default())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Every `# key = value` line of the file, also those that are off by default.
+    fn with_optional_keys() -> String {
+        let optional = |line: &str| {
+            let key = line.strip_prefix("# ")?.split_once(" = ")?.0;
+            key.chars().all(|c| c.is_ascii_lowercase() || c == '_').then(|| line[2..].to_owned())
+        };
+        DEFAULTS.lines().map(|line| optional(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+    }
+
+    fn load(text: &str) -> Result<Config, String> {
+        let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(text));
+        figment.extract().map_err(sentence)
+    }
+
+    #[test]
+    fn the_file_alone_gives_every_key_that_has_a_default() {
+        let config: Config = Figment::from(Toml::string(DEFAULTS)).extract().unwrap();
+        assert_eq!(config.server.bind.to_string(), "127.0.0.1:5000");
+        assert_eq!(config.state.file, Path::new("/tmp/comfyui_workflow_state.json"));
+        assert_eq!(config.defaults.comfyui_port, 18188);
+        assert_eq!(config.ssh.host_keys, HostKeys::AcceptNew);
+        assert_eq!((config.ssh.passphrase_file, config.log.folder), (None, None));
+    }
+
+    #[test]
+    fn the_file_documents_the_optional_keys_too() {
+        let config: Config = Figment::from(Toml::string(&with_optional_keys())).extract().unwrap();
+        assert!(config.ssh.passphrase_file.is_some() && config.log.folder.is_some());
+    }
+
+    #[test]
+    fn every_key_is_explained() {
+        let mut explained = false;
+        for line in DEFAULTS.lines() {
+            let is_key = line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ') || key.starts_with("# "));
+            assert!(!is_key || explained || line.starts_with("comfyui_") || line.starts_with("output_dir"), "{line}");
+            explained = line.starts_with('#');
+        }
+    }
+
+    #[test]
+    fn a_bad_key_or_value_is_named_in_one_sentence() {
+        for (text, expected) in [
+            ("[server]\nprot = 1", "configuration key server.prot: unknown field"),
+            ("[serv]\nx = 1", "configuration: unknown field"),
+            ("[server]\nbind = \"nowhere\"", "configuration key server.bind: "),
+            ("[server]\ncors_origins = [\"localhost\"]", "configuration key server.cors_origins.0: "),
+            ("[ssh]\nhost_keys = \"maybe\"", "configuration key ssh.host_keys: unknown variant"),
+            ("[ssh]\nconnect_timeout_s = \"soon\"", "configuration key ssh.connect_timeout_s: invalid type"),
+            ("[defaults]\ncomfyui_port = 70000", "configuration key defaults.comfyui_port: invalid value"),
+        ] {
+            let message = load(text).unwrap_err();
+            assert!(message.contains(expected), "{text}: {message}");
+            assert!(!message.contains('\n'), "{message}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Reading the body of a request, field by field, so that a refusal names the field.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{StatusCode, header},
+};
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::runner::ExecuteRequest;
+
+/// How long a client may take to send its body.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The body of a request that must be a JSON object.
+///
+/// # Errors
+/// 415 for another content type, 413 when it is too big, 408 when it is too slow, 400 when it is no JSON object.
+pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Map<String, Value>, ApiError> {
+    if !is_json(&request) {
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "The request body must be JSON, with the header Content-Type: application/json",
+        ));
+    }
+    let too_big = || {
+        let message = format!("The request body is larger than {max_bytes} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    };
+    if declared_length(&request).is_some_and(|length| length > max_bytes as u64) {
+        return Err(too_big());
+    }
+    let body = read(request.into_body(), max_bytes).await?.ok_or_else(too_big)?;
+    match serde_json::from_slice(&body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::bad_request("The request body must be a JSON object")),
+        Err(error) => Err(ApiError::bad_request(format!("The request body is not valid JSON: {error}"))),
+    }
+}
+
+/// `None` when there is more than `max_bytes`.
+async fn read(body: Body, max_bytes: usize) -> Result<Option<Vec<u8>>, ApiError> {
+    use futures_util::StreamExt;
+
+    let mut chunks = body.into_data_stream();
+    let mut content = Vec::new();
+    let collect = async {
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|_| ApiError::bad_request("The request body ended early"))?;
+            if content.len() + chunk.len() > max_bytes {
+                return Ok(false);
+            }
+            content.extend_from_slice(&chunk);
+        }
+        Ok(true)
+    };
+    let timed_out = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time");
+    let complete = tokio::time::timeout(READ_TIMEOUT, collect).await.map_err(timed_out)??;
+    Ok(complete.then_some(content))
+}
+
+fn is_json(request: &Request) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn declared_length(request: &Request) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// The fields of execute, and a warning for each unknown one.
+///
+/// # Errors
+/// A 400 that names the first missing or wrong field.
+pub(super) fn execute_request(mut body: Map<String, Value>) -> Result<(ExecuteRequest, Vec<String>), ApiError> {
+    let mut fields = Fields(&mut body);
+    let request = ExecuteRequest {
+        ssh_connection: fields.required_text("ssh_connection")?,
+        workflow_file: fields.required_text("workflow_file")?,
+        workflow_name: fields.text("workflow_name")?,
+        input_images: fields.texts("input_images")?,
+        output_dir: fields.text("output_dir")?,
+        comfyui_port: fields.port("comfyui_port")?,
+        comfyui_input_dir: fields.text("comfyui_input_dir")?,
+        comfyui_output_dir: fields.text("comfyui_output_dir")?,
+    };
+    let brief = |name: &String| name.chars().take(80).collect::<String>();
+    let warnings = body.keys().take(20).map(|name| format!("Unknown field ignored: {}", brief(name))).collect();
+    Ok((request, warnings))
+}
+
+/// Takes fields out of a body; `null` is the same as absent.
+struct Fields<'a>(&'a mut Map<String, Value>);
+
+impl Fields<'_> {
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.shift_remove(name).filter(|value| !value.is_null())
+    }
+
+    fn required_text(&mut self, name: &str) -> Result<String, ApiError> {
+        match self.take(name) {
+            Some(Value::String(text)) if !text.trim().is_empty() => Ok(text),
+            Some(Value::String(_)) => Err(ApiError::bad_request(format!("Field {name} must not be empty"))),
+            Some(_) => Err(wrong(name, "a string")),
+            None => Err(ApiError::bad_request(format!("Missing required field: {name}"))),
+        }
+    }
+
+    /// An empty text counts as absent: forms send one for a field that was left alone.
+    fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            Some(Value::String(text)) => Ok(Some(text).filter(|text| !text.trim().is_empty())),
+            Some(_) => Err(wrong(name, "a string")),
+            None => Ok(None),
+        }
+    }
+
+    fn texts(&mut self, name: &str) -> Result<Vec<String>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(vec![]) };
+        let Value::Array(items) = value else { return Err(wrong(name, "a list of strings")) };
+        let text = |item| match item {
+            Value::String(text) if !text.is_empty() => Ok(text),
+            _ => Err(wrong(name, "a list of non-empty strings")),
+        };
+        items.into_iter().map(text).collect()
+    }
+
+    fn port(&mut self, name: &str) -> Result<Option<u16>, ApiError> {
+        let wrong = || wrong(name, "an integer from 1 to 65535");
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        port.map(Some).ok_or_else(wrong)
+    }
+}
+
+fn wrong(name: &str, expected: &str) -> ApiError {
+    ApiError::bad_request(format!("Field {name} must be {expected}"))
+}

@@ -1,0 +1,72 @@
+//! Failures as clients see them.
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{runner, workflow::WorkflowId};
+
+/// A failure with its status: `{"success": false, "message": "…"}`.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+    workflow_id: Option<WorkflowId>,
+}
+
+#[derive(Serialize)]
+struct Body {
+    success: bool,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_id: Option<WorkflowId>,
+}
+
+impl ApiError {
+    /// A failure that says why.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), workflow_id: None }
+    }
+
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// A failure of a workflow that is on record all the same.
+    pub(super) fn on_record(message: String, workflow_id: WorkflowId) -> Self {
+        Self { workflow_id: Some(workflow_id), ..Self::internal(message) }
+    }
+}
+
+impl From<runner::ExecuteError> for ApiError {
+    fn from(error: runner::ExecuteError) -> Self {
+        match error {
+            runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
+            runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping => Self::internal(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = Body { success: false, message: self.message, workflow_id: self.workflow_id };
+        (self.status, Json(body)).into_response()
+    }
+}
+
+impl From<ApiError> for Response {
+    fn from(error: ApiError) -> Self {
+        error.into_response()
+    }
+}

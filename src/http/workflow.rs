@@ -1,0 +1,70 @@
+//! The six handlers.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, Request, State},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    Api, body,
+    error::ApiError,
+    view::{
+        ActiveView, MessageView, OutputsEnvelope, ProgressEnvelope, StartedView, StateEnvelope, Success, WorkflowView,
+        output_views,
+    },
+};
+use crate::workflow::{WorkflowId, WorkflowState};
+
+/// `POST /comfyui/workflow/execute`
+pub(super) async fn execute(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let body = body::read_object(request, api.max_body_bytes).await?;
+    let (request, unknown_fields) = body::execute_request(body)?;
+    let started = api.runner.execute(request, unknown_fields).await?;
+    match started.tunnel_error {
+        Some(message) => Err(ApiError::on_record(message, started.workflow_id)),
+        None => Ok(Success::new(StartedView {
+            workflow_id: started.workflow_id,
+            message: "Workflow execution started",
+            warnings: started.warnings,
+        })
+        .into_response()),
+    }
+}
+
+/// `GET /comfyui/workflow/{id}/progress`
+pub(super) async fn progress(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let state = known(&api, &id)?;
+    Ok(Success::new(ProgressEnvelope { progress: WorkflowView::from(&*state) }).into_response())
+}
+
+/// `POST /comfyui/workflow/{id}/cancel`
+pub(super) async fn cancel(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    if !api.runner.cancel(&WorkflowId::from(id.as_str())).await {
+        return Err(ApiError::not_found(format!("Workflow not found or already completed: {id}")));
+    }
+    Ok(Success::new(MessageView { message: "Workflow cancellation initiated" }).into_response())
+}
+
+/// `GET /comfyui/workflow/{id}/outputs`
+pub(super) async fn outputs(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let state = known(&api, &id)?;
+    Ok(Success::new(OutputsEnvelope { outputs: output_views(&state) }).into_response())
+}
+
+/// `GET /comfyui/workflow/state`
+pub(super) async fn state(State(api): State<Arc<Api>>) -> Response {
+    let newest = api.store.newest();
+    Success::new(StateEnvelope { state: newest.as_deref().map(WorkflowView::from) }).into_response()
+}
+
+/// `GET /comfyui/workflow/{id}/active`
+pub(super) async fn active(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Response {
+    let state = api.store.get(&WorkflowId::from(id));
+    Success::new(ActiveView { active: state.is_some_and(|state| state.is_active()) }).into_response()
+}
+
+fn known(api: &Api, id: &str) -> Result<Arc<WorkflowState>, ApiError> {
+    api.store.get(&WorkflowId::from(id)).ok_or_else(|| ApiError::not_found(format!("Workflow not found: {id}")))
+}

@@ -1,0 +1,276 @@
+//! Everything that can be checked before the box is reached and money is spent.
+//!
+//! The order is part of the contract: connection string, workflow file, images, output folder. What fails leaves no
+//! trace.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::error::ExecuteError;
+use crate::{
+    ssh::Target,
+    workflow::{Graph, Request},
+};
+
+/// The largest workflow file that is read.
+const MAX_WORKFLOW_BYTES: u64 = 64 << 20;
+
+/// What a caller asks for; everything optional may be missing.
+#[derive(Debug, Clone, Default)]
+pub struct ExecuteRequest {
+    /// How to reach the box.
+    pub ssh_connection: String,
+    /// Path of the workflow file.
+    pub workflow_file: String,
+    /// For people; default: the file's name.
+    pub workflow_name: Option<String>,
+    /// Paths of the input files.
+    pub input_images: Vec<String>,
+    /// Where outputs land.
+    pub output_dir: Option<String>,
+    /// ComfyUI's port on the box's loopback.
+    pub comfyui_port: Option<u16>,
+    /// ComfyUI's input folder on the box.
+    pub comfyui_input_dir: Option<String>,
+    /// ComfyUI's output folder on the box.
+    pub comfyui_output_dir: Option<String>,
+}
+
+/// For what a request leaves out.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// ComfyUI's port on the box's loopback.
+    pub comfyui_port: u16,
+    /// ComfyUI's input folder on the box.
+    pub comfyui_input_dir: String,
+    /// ComfyUI's output folder on the box.
+    pub comfyui_output_dir: String,
+    /// Where outputs land.
+    pub output_dir: String,
+}
+
+/// A request that passed.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) request: Request,
+    pub(super) graph: Graph,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Checks a request and fills in what it leaves out.
+pub(super) async fn check(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, ExecuteError> {
+    let defaults = defaults.clone();
+    let work = move || check_blocking(request, &defaults);
+    tokio::task::spawn_blocking(work).await.map_err(|_| ExecuteError::Stopping)?.map_err(ExecuteError::Rejected)
+}
+
+fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, String> {
+    let target = Target::parse(&request.ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
+    let graph = read_graph(&request.workflow_file)?;
+    let input_images = check_images(&request.input_images)?;
+    let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
+    let output_dir = prepare_output_dir(&output_dir)?;
+    let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
+    let request = Request {
+        ssh_connection: request.ssh_connection,
+        workflow_name: request.workflow_name.or(file_name).unwrap_or_else(|| request.workflow_file.clone()),
+        workflow_file: request.workflow_file,
+        input_images,
+        output_dir,
+        comfyui_port: request.comfyui_port.unwrap_or(defaults.comfyui_port),
+        comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
+        comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
+    };
+    Ok(Admitted { request, graph, warnings: target.warnings().to_vec() })
+}
+
+fn read_graph(given: &str) -> Result<Graph, String> {
+    let mut content = Vec::new();
+    let file = open_regular(given, "Workflow file")?;
+    let unreadable = |error: io::Error| format!("Workflow file cannot be read: {given}: {}", plain(&error));
+    file.take(MAX_WORKFLOW_BYTES + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > MAX_WORKFLOW_BYTES {
+        return Err(format!("Workflow file is larger than {} MiB: {given}", MAX_WORKFLOW_BYTES >> 20));
+    }
+    Graph::parse(&content).map_err(|error| format!("Workflow file {given} {error}"))
+}
+
+/// The images as absolute paths, each once.
+fn check_images(given: &[String]) -> Result<Vec<PathBuf>, String> {
+    let mut images: Vec<PathBuf> = Vec::new();
+    let mut contents: HashMap<String, (&String, [u8; 32])> = HashMap::new();
+    for image in given {
+        let mut file = open_regular(image, "Input image")?;
+        let path = absolute(image);
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(format!("Input image has a name that cannot be used on the box: {image}"));
+        }
+        let unreadable = |error: io::Error| format!("Input image cannot be read: {image}: {}", plain(&error));
+        let mut hasher = Sha256::new();
+        io::copy(&mut file, &mut hasher).map_err(unreadable)?;
+        let sha256: [u8; 32] = hasher.finalize().into();
+        match contents.get(name) {
+            Some((_, known)) if *known == sha256 => continue,
+            Some((other, _)) => {
+                return Err(format!("Two input images are named {name} but differ: {other} and {image}"));
+            }
+            None => {}
+        }
+        contents.insert(name.to_owned(), (image, sha256));
+        images.push(path);
+    }
+    Ok(images)
+}
+
+/// Makes the folder if it is missing, and finds out by doing whether files can be made in it.
+fn prepare_output_dir(given: &str) -> Result<PathBuf, String> {
+    let path = absolute(given);
+    if path.exists() && !path.is_dir() {
+        return Err(format!("Output folder is not a folder: {given}"));
+    }
+    fs::create_dir_all(&path).map_err(|error| format!("Output folder cannot be created: {given}: {}", plain(&error)))?;
+    tempfile::tempfile_in(&path)
+        .map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
+    Ok(path)
+}
+
+fn open_regular(given: &str, what: &str) -> Result<File, String> {
+    let path = absolute(given);
+    let unreadable = |error: io::Error| format!("{what} cannot be read: {given}: {}", plain(&error));
+    let meta = match fs::metadata(&path) {
+        Ok(meta) => meta,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(format!("{what} not found: {given}"));
+        }
+        Err(error) => return Err(unreadable(error)),
+    };
+    if meta.is_dir() {
+        return Err(format!("{what} is a directory: {given}"));
+    }
+    if !meta.is_file() {
+        return Err(format!("{what} is not a regular file: {given}"));
+    }
+    File::open(&path).map_err(unreadable)
+}
+
+/// `~/` expanded, and relative to the service's working directory.
+fn absolute(given: &str) -> PathBuf {
+    let path = Path::new(given);
+    let path = match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    };
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// `permission denied` rather than `Permission denied (os error 13)`.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.to_lowercase()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    struct Case {
+        folder: tempfile::TempDir,
+        request: ExecuteRequest,
+    }
+
+    fn case() -> Case {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        fs::write(path("w.json"), r#"{"1": {"class_type": "A"}}"#).unwrap();
+        fs::create_dir(path("other")).unwrap();
+        for (name, content) in [("a.png", "1"), ("b.png", "2"), ("other/a.png", "3"), ("other/b.png", "2")] {
+            fs::write(path(name), content).unwrap();
+        }
+        let request = ExecuteRequest {
+            ssh_connection: "ssh root@box".into(),
+            workflow_file: path("w.json"),
+            output_dir: Some(path("new/out")),
+            ..ExecuteRequest::default()
+        };
+        Case { folder, request }
+    }
+
+    impl Case {
+        fn path(&self, name: &str) -> String {
+            self.folder.path().join(name).display().to_string()
+        }
+
+        fn check(&self) -> Result<Admitted, String> {
+            let defaults = Defaults {
+                comfyui_port: 18188,
+                comfyui_input_dir: "/in".into(),
+                comfyui_output_dir: "/out".into(),
+                output_dir: "/nowhere".into(),
+            };
+            check_blocking(self.request.clone(), &defaults)
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_filled_in() {
+        let case = case();
+        let Admitted { request, .. } = case.check().unwrap();
+        assert_eq!((request.workflow_name.as_str(), request.comfyui_port), ("w.json", 18188));
+        assert_eq!((request.comfyui_input_dir.as_str(), request.comfyui_output_dir.as_str()), ("/in", "/out"));
+        assert!(Path::new(&case.path("new/out")).is_dir());
+    }
+
+    #[test]
+    fn each_refusal_names_its_file_and_leaves_no_trace() {
+        let mut case = case();
+        for (content, expected) in [
+            (Some(""), "Workflow file {} is empty"),
+            (Some("x"), "Workflow file {} is not JSON: "),
+            (Some(r#"{"nodes": [], "links": []}"#), "Workflow file {} is in ComfyUI's UI format"),
+            (Some("[]"), "Workflow file {} is not a workflow graph: "),
+            (None, "Workflow file not found: {}"),
+        ] {
+            case.request.workflow_file = case.path("bad.json");
+            fs::remove_file(case.path("bad.json")).ok();
+            if let Some(content) = content {
+                fs::write(case.path("bad.json"), content).unwrap();
+            }
+            let message = case.check().unwrap_err();
+            assert!(message.starts_with(&expected.replace("{}", &case.path("bad.json"))), "{message}");
+        }
+        case.request.workflow_file = case.path("other");
+        assert_eq!(case.check().unwrap_err(), format!("Workflow file is a directory: {}", case.path("other")));
+        case.request.ssh_connection = "ssh".into();
+        assert!(case.check().unwrap_err().starts_with("Invalid ssh_connection: "));
+        assert!(!Path::new(&case.path("new")).exists());
+    }
+
+    #[test]
+    fn images_are_checked_and_same_names_must_be_same_content() {
+        let mut case = case();
+        case.request.input_images = vec![case.path("a.png"), case.path("gone.png")];
+        assert_eq!(case.check().unwrap_err(), format!("Input image not found: {}", case.path("gone.png")));
+        case.request.input_images = vec![case.path("a.png"), case.path("other/a.png")];
+        assert!(case.check().unwrap_err().starts_with("Two input images are named a.png but differ: "));
+        case.request.input_images = vec![case.path("b.png"), case.path("other/b.png"), case.path("b.png")];
+        assert_eq!(case.check().unwrap().request.input_images.len(), 1);
+    }
+
+    #[test]
+    fn an_output_folder_that_cannot_be_made_is_refused() {
+        let mut case = case();
+        case.request.output_dir = Some(case.path("a.png"));
+        assert_eq!(case.check().unwrap_err(), format!("Output folder is not a folder: {}", case.path("a.png")));
+        case.request.output_dir = Some(case.path("a.png/sub"));
+        assert!(case.check().unwrap_err().starts_with("Output folder cannot be created: "));
+    }
+}

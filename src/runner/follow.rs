@@ -1,0 +1,193 @@
+//! Chapter: the run is followed to its end.
+//!
+//! The websocket only makes progress visible sooner. What is true comes from ComfyUI's queue and history, in that
+//! order: read the other way round, a prompt that ends in between is in neither.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep_until;
+
+use super::{error::StepError, execution::Execution, link::Link};
+use crate::{
+    comfy::{Decoder, HistoryEntry, Outcome, Place, Socket, SocketError, SocketMessage},
+    workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, Phase, Submission},
+};
+
+/// How often queue and history are read while nothing calls for it.
+const POLL: Duration = Duration::from_secs(3);
+
+/// The pause between two looks after the socket said that something changed: the history entry is written shortly
+/// after the success message (main.py, prompt_worker, v0.3.64).
+const SOON: Duration = Duration::from_millis(100);
+
+/// How many looks follow each other at that pace.
+const EAGER_LOOKS: u32 = 20;
+
+/// The prompt counts as lost when it is missing this often…
+const MISSING_LOOKS: u32 = 3;
+
+/// …over at least this long.
+const MISSING_FOR: Duration = Duration::from_secs(5);
+
+/// How a run ended, as history tells it.
+pub(super) type Ending = HistoryEntry;
+
+/// When the next look at queue and history is due, and what the last ones found.
+#[derive(Debug)]
+struct Looks {
+    next: Instant,
+    eager: u32,
+    missing: u32,
+    missing_since: Option<Instant>,
+}
+
+impl Execution {
+    /// Follows the prompt until history has it. `socket` is one that was open before the submission.
+    pub(super) async fn follow(&self, link: &Link, mut socket: Option<Socket>) -> Result<Ending, StepError> {
+        let mut decoder = Decoder::new(self.state()?.prompt_id.clone());
+        let mut looks = Looks::new();
+        loop {
+            tokio::select! {
+                message = next_message(&mut socket) => match message {
+                    Ok(message) => self.take_in(&mut decoder, &mut looks, message)?,
+                    Err(error) => {
+                        tracing::debug!(%error, "the websocket ended");
+                        socket = None;
+                        looks.soon();
+                    }
+                },
+                () = sleep_until(looks.next.into()) => {
+                    if let Some(ending) = self.look(link, &mut looks).await? {
+                        return Ok(ending);
+                    }
+                    if socket.is_none() {
+                        decoder = Decoder::new(self.state()?.prompt_id.clone());
+                        socket = link.subscribe(&self.state()?.client_id).await.ok();
+                    }
+                }
+                () = link.lost() => return Err(StepError::LinkLost("the SSH connection was lost".into())),
+            }
+        }
+    }
+
+    fn take_in(&self, decoder: &mut Decoder, looks: &mut Looks, message: SocketMessage) -> Result<(), StepError> {
+        let decoded = decoder.decode(&message);
+        for event in decoded.events {
+            if event == BoxEvent::Over {
+                looks.soon();
+            }
+            self.apply(Event::Box(event));
+        }
+        if decoded.queue_changed && self.state()?.phase() <= Some(Phase::Queued) {
+            looks.soon();
+        }
+        Ok(())
+    }
+
+    /// Reads queue, then history. `None` while the prompt is not over.
+    async fn look(&self, link: &Link, looks: &mut Looks) -> Result<Option<Ending>, StepError> {
+        let state = self.state()?;
+        looks.plan_next();
+        let queue = link.client.queue().await?;
+        match queue.place_of(&state.prompt_id, &state.id) {
+            Some((id, Place::Running)) => {
+                looks.found();
+                self.apply(Event::Submitted(id));
+                self.apply(Event::Box(BoxEvent::Started));
+                return Ok(None);
+            }
+            Some((id, Place::Pending(position))) => {
+                looks.found();
+                self.apply(Event::Submitted(id));
+                self.apply(Event::Waiting { position });
+                return Ok(None);
+            }
+            None => {}
+        }
+        if let Some((id, entry)) = link.client.find_in_history(&state.prompt_id, &state.id).await? {
+            self.apply(Event::Submitted(id));
+            return Ok(Some(entry));
+        }
+        if looks.is_lost() {
+            return Err(StepError::Fatal(lost(state.submission)));
+        }
+        Ok(None)
+    }
+}
+
+impl Looks {
+    fn new() -> Self {
+        Self { next: Instant::now(), eager: 0, missing: 0, missing_since: None }
+    }
+
+    fn soon(&mut self) {
+        self.eager = EAGER_LOOKS;
+        self.next = self.next.min(Instant::now() + SOON);
+    }
+
+    fn plan_next(&mut self) {
+        let pause = if self.eager > 0 { SOON } else { POLL };
+        self.eager = self.eager.saturating_sub(1);
+        self.next = Instant::now() + pause;
+    }
+
+    fn found(&mut self) {
+        self.missing = 0;
+        self.missing_since = None;
+    }
+
+    /// Counts one more look that found nothing.
+    fn is_lost(&mut self) -> bool {
+        self.missing += 1;
+        let since = *self.missing_since.get_or_insert_with(Instant::now);
+        self.missing >= MISSING_LOOKS && since.elapsed() >= MISSING_FOR
+    }
+}
+
+/// The failure that a run's end means, if it means one.
+pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
+    match &ending.outcome {
+        Outcome::Succeeded => None,
+        Outcome::Interrupted => Some(Failure::new(
+            ErrorCode::Interrupted,
+            "The run was interrupted on the box, not by this service",
+        )),
+        Outcome::Failed(node) => {
+            let code = if node.is_out_of_memory() { ErrorCode::OutOfMemory } else { ErrorCode::NodeError };
+            let detail = ErrorDetail {
+                node_id: node.node_id.clone(),
+                exception_type: node.exception_type.clone(),
+                exception_message: Some(node.exception_message.trim().to_owned()),
+                traceback: node.traceback_tail.clone(),
+            };
+            Some(Failure {
+                code,
+                message: format!("Node execution failed: {}", node.exception_message.trim()),
+                node_type: node.node_type.clone(),
+                detail: Some(detail),
+            })
+        }
+    }
+}
+
+fn lost(submission: Submission) -> Failure {
+    let message = match submission {
+        Submission::Accepted => {
+            "the box no longer knows the prompt: ComfyUI was restarted or its history was cleared while the workflow \
+             was in it; run it again"
+        }
+        Submission::None | Submission::Unclear => {
+            "the connection failed while the prompt was being sent, and the box does not know it; it was not sent \
+             again, since it may have run: check the box's output folder, then run it again"
+        }
+    };
+    Failure::new(ErrorCode::JobLost, message)
+}
+
+/// Never resolves without a socket. Cancel-safe, as [`Socket::next`] is.
+async fn next_message(socket: &mut Option<Socket>) -> Result<SocketMessage, SocketError> {
+    match socket {
+        Some(socket) => socket.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,212 @@
+//! Starts, cancels, recovers and shuts down executions.
+//!
+//! One task per active workflow. [`execution`] tells the story of one run from top to bottom; the other files are
+//! its chapters. Two kinds of stop are kept apart: *cancel* ends the prompt on the box, *shutdown* leaves it running
+//! and the next start goes on with it.
+
+mod admission;
+mod collect;
+mod error;
+mod execution;
+mod follow;
+mod link;
+mod output_folder;
+mod stop;
+mod submit;
+mod upload;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::Utc;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+pub use admission::{Defaults, ExecuteRequest};
+pub use error::ExecuteError;
+use execution::Execution;
+
+use crate::{
+    ssh::Pool,
+    store::{Store, StoreError},
+    workflow::{Event, WorkflowId, WorkflowState},
+};
+
+/// How often a taken workflow id is replaced by another before that is an error.
+const ID_ATTEMPTS: u32 = 16;
+
+/// How long cancel waits for the disk. The request is remembered in memory in any case.
+const CANCEL_DURABLE: Duration = Duration::from_secs(2);
+
+/// What the runner can be told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long the answer to execute waits for the tunnel.
+    pub execute_wait: Duration,
+    /// How long a box may be out of reach while a prompt may be running on it.
+    pub unreachable_limit: Duration,
+    /// The same before anything was submitted.
+    pub unreachable_before_submit: Duration,
+    /// For what a request leaves out.
+    pub defaults: Defaults,
+}
+
+/// An accepted workflow.
+#[derive(Debug)]
+pub struct Started {
+    /// Its id.
+    pub workflow_id: WorkflowId,
+    /// What the caller should know.
+    pub warnings: Vec<String>,
+    /// Why the tunnel failed, if it did so while the caller waited. The workflow is on record all the same.
+    pub tunnel_error: Option<String>,
+}
+
+/// Runs workflows. Clones are handles to the same runner.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    pool: Pool,
+    options: Options,
+    executions: TaskTracker,
+    running: Mutex<HashMap<WorkflowId, CancellationToken>>,
+    shutdown: CancellationToken,
+}
+
+/// How the tunnel of an execution came out; `None` while that is open.
+type TunnelOutcome = Option<Result<(), String>>;
+
+impl Runner {
+    /// Begins with what the store has: every workflow without a final status goes on where it was.
+    pub fn start(store: Store, pool: Pool, options: Options) -> Self {
+        let inner = Inner {
+            store,
+            pool,
+            options,
+            executions: TaskTracker::new(),
+            running: Mutex::new(HashMap::new()),
+            shutdown: CancellationToken::new(),
+        };
+        let runner = Self { inner: Arc::new(inner) };
+        for state in runner.inner.store.active() {
+            tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
+            runner.spawn(&state.id, state.cancel_requested);
+        }
+        runner
+    }
+
+    /// Checks a request, puts it on record and starts it. Waits a moment for the tunnel, so that a wrong connection
+    /// string is answered at once. `warnings` are added to the workflow's own.
+    ///
+    /// # Errors
+    /// When a check fails or the workflow could not be put on record; then nothing of it stays.
+    pub async fn execute(&self, request: ExecuteRequest, warnings: Vec<String>) -> Result<Started, ExecuteError> {
+        if self.inner.shutdown.is_cancelled() {
+            return Err(ExecuteError::Stopping);
+        }
+        let mut admitted = admission::check(request, &self.inner.options.defaults).await?;
+        admitted.warnings.splice(0..0, warnings);
+        let warnings = admitted.warnings.clone();
+        // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
+        let this = self.clone();
+        let accept = tokio::spawn(async move { this.accept(admitted).await });
+        let (workflow_id, mut tunnel) = accept.await.map_err(|_| ExecuteError::Stopping)??;
+        let known = tokio::time::timeout(self.inner.options.execute_wait, tunnel.wait_for(Option::is_some)).await;
+        let tunnel_error = match known {
+            Ok(Ok(outcome)) => outcome.clone().and_then(Result::err),
+            _ => None,
+        };
+        Ok(Started { workflow_id, warnings, tunnel_error })
+    }
+
+    /// Asks an active workflow to stop; that it has stopped shows in its status. Asking twice is the same as once.
+    /// `false` when it is unknown or already over.
+    pub async fn cancel(&self, id: &WorkflowId) -> bool {
+        if !self.inner.store.get(id).is_some_and(|state| state.is_active()) {
+            return false;
+        }
+        let Some(revision) = self.inner.store.apply(id, Event::CancelRequested) else { return false };
+        if let Some(token) = self.running().get(id) {
+            token.cancel();
+        }
+        tracing::info!(workflow.id = %id, "cancel requested");
+        match tokio::time::timeout(CANCEL_DURABLE, self.inner.store.durable(revision)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(workflow.id = %id, %error, "a cancel request is only in memory"),
+            Err(_) => tracing::warn!(workflow.id = %id, "a cancel request is not on disk yet"),
+        }
+        true
+    }
+
+    /// Ends every task and leaves the prompts on the boxes running. Nothing starts any more.
+    pub async fn shutdown(&self) {
+        self.inner.shutdown.cancel();
+        self.inner.executions.close();
+        self.inner.executions.wait().await;
+        self.inner.pool.close_all().await;
+    }
+
+    async fn accept(
+        &self,
+        admitted: admission::Admitted,
+    ) -> Result<(WorkflowId, watch::Receiver<TunnelOutcome>), ExecuteError> {
+        for _ in 0..ID_ATTEMPTS {
+            let now = Utc::now();
+            let id = WorkflowId::new(now, uuid::Uuid::new_v4().as_fields().0);
+            let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.graph, now);
+            for warning in &admitted.warnings {
+                state.apply(now, Event::Warned(warning.clone()));
+            }
+            match self.inner.store.insert(state, &admitted.graph).await {
+                Ok(()) => {
+                    tracing::info!(workflow.id = %id, workflow.name = admitted.request.workflow_name, "accepted");
+                    let tunnel = self.spawn(&id, false);
+                    return Ok((id, tunnel));
+                }
+                Err(StoreError::Taken) => {}
+                Err(error) => return Err(ExecuteError::NotRecorded(error)),
+            }
+        }
+        Err(ExecuteError::NotRecorded(StoreError::Taken))
+    }
+
+    fn spawn(&self, id: &WorkflowId, cancelled: bool) -> watch::Receiver<TunnelOutcome> {
+        let cancel = CancellationToken::new();
+        if cancelled {
+            cancel.cancel();
+        }
+        self.running().insert(id.clone(), cancel.clone());
+        let (tunnel, outcome) = watch::channel(None);
+        let execution = Execution {
+            id: id.clone(),
+            store: self.inner.store.clone(),
+            pool: self.inner.pool.clone(),
+            options: self.inner.options.clone(),
+            tunnel,
+        };
+        let (runner, id) = (self.clone(), id.clone());
+        let span = tracing::info_span!("execution", workflow.id = %id);
+        let task = async move {
+            tokio::select! {
+                () = runner.inner.shutdown.cancelled() => tracing::info!("left to the next start"),
+                () = execution.run(&cancel) => {}
+            }
+            runner.running().remove(&id);
+        };
+        self.inner.executions.spawn(task.instrument(span));
+        outcome
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, CancellationToken>> {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,174 @@
+//! Chapter: the inputs go to the box.
+//!
+//! A file is stored under its own name where that is free or holds the same content, else under a name made from its
+//! content, and the graph's references follow. It goes by SFTP under a temporary name, then takes its own in one
+//! step that never overwrites. Where that way is closed or leads to the wrong folder, ComfyUI's own upload serves.
+//! Doing it again finds everything in place, so nothing of it needs to be remembered.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    error::{StepError, is_lost},
+    execution::Execution,
+    link::Link,
+};
+use crate::{
+    comfy::Definitions,
+    ssh::{Transfer, TransferError},
+    workflow::{ErrorCode, Event, Folder, Graph, Phase, RemoteFile, inputs::name_for_content},
+};
+
+/// How often a name that another run has just taken is looked at again.
+const RENAME_ATTEMPTS: u32 = 3;
+
+/// An input file as it is here.
+#[derive(Debug)]
+struct Input {
+    path: PathBuf,
+    name: String,
+    size: u64,
+    sha256: [u8; 32],
+}
+
+impl Execution {
+    /// Brings every input to the box and returns the graph with its references adjusted.
+    pub(super) async fn upload_inputs(
+        &self,
+        link: &Link,
+        definitions: Option<&Definitions>,
+    ) -> Result<Graph, StepError> {
+        self.apply(Event::Entered(Phase::Uploading));
+        let mut graph = self.store.graph(&self.id).await?;
+        for path in self.request()?.input_images {
+            let input = read_input(path).await?;
+            let name = self.upload(link, &input).await?;
+            if name != input.name {
+                let is_file = |class: &str, field: &str| definitions?.class(class)?.input(field).map(|i| i.is_upload);
+                let references = graph.rename_input(&input.name, &name, is_file);
+                tracing::info!(from = input.name, to = name, references, "stored an input under another name");
+            }
+        }
+        Ok(graph)
+    }
+
+    /// Brings one input to the box and returns the name by which ComfyUI knows it.
+    async fn upload(&self, link: &Link, input: &Input) -> Result<String, StepError> {
+        let folder = self.request()?.comfyui_input_dir;
+        let reason = match link.transfer().await? {
+            Ok(transfer) => match self.upload_by_sftp(link, transfer, &folder, input).await? {
+                Ok(name) => return Ok(name),
+                Err(reason) => reason,
+            },
+            Err(reason) => reason.to_owned(),
+        };
+        self.warn(format!("inputs were uploaded through ComfyUI instead of SFTP: {reason}"));
+        let failed = |error: crate::comfy::ComfyError| match StepError::from(error) {
+            StepError::Fatal(failure) => StepError::fatal(
+                ErrorCode::UploadFailed,
+                format!("could not upload {}: {}", input.path.display(), failure.message),
+            ),
+            lost => lost,
+        };
+        link.client.upload_image(&input.path, &input.name).await.map_err(failed)
+    }
+
+    /// `Ok(Err(reason))` when this way does not work on this box.
+    async fn upload_by_sftp(
+        &self,
+        link: &Link,
+        transfer: &Transfer,
+        folder: &str,
+        input: &Input,
+    ) -> Result<Result<String, String>, StepError> {
+        let (name, is_new) = match place(transfer, folder, input).await {
+            Ok(placed) => placed,
+            Err(error) if is_lost(&error) => return Err(StepError::LinkLost(error.to_string())),
+            Err(error @ TransferError::NoSpace { .. }) => {
+                return Err(StepError::fatal(ErrorCode::UploadFailed, format!("the box's disk is full: {error}")));
+            }
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let seen = RemoteFile {
+            filename: name.clone(),
+            subfolder: String::new(),
+            folder: Folder::Input,
+            listed_as: String::new(),
+        };
+        match link.client.stat_view(&seen).await? {
+            Some(viewed) if viewed.size.is_none_or(|size| size == input.size) => Ok(Ok(name)),
+            _ => {
+                if is_new {
+                    transfer.remove(&join(folder, &name)).await.ok();
+                }
+                Ok(Err(format!("ComfyUI does not see files in {folder}; is comfyui_input_dir right?")))
+            }
+        }
+    }
+}
+
+/// The name under which the content lies in the folder now, and whether it was put there just now.
+async fn place(transfer: &Transfer, folder: &str, input: &Input) -> Result<(String, bool), TransferError> {
+    if !transfer.stat(folder).await?.is_some_and(|stat| stat.is_dir) {
+        return Err(TransferError::NotFound { path: folder.to_owned() });
+    }
+    let mut taken = None;
+    for _ in 0..RENAME_ATTEMPTS {
+        for name in [input.name.clone(), name_for_content(&input.name, &input.sha256)] {
+            let path = join(folder, &name);
+            match transfer.stat(&path).await? {
+                None => match put(transfer, folder, &path, input).await {
+                    Ok(()) => return Ok((name, true)),
+                    // Another run took the name meanwhile: look at it again.
+                    Err(error) if transfer.stat(&path).await?.is_some() => taken = Some(error),
+                    Err(error) => return Err(error),
+                },
+                Some(stat) if stat.size == input.size && transfer.sha256(&path).await? == input.sha256 => {
+                    return Ok((name, false));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    Err(taken.unwrap_or_else(|| TransferError::Exists { path: join(folder, &input.name) }))
+}
+
+async fn put(transfer: &Transfer, folder: &str, path: &str, input: &Input) -> Result<(), TransferError> {
+    let part = join(folder, &format!(".comfy-remote-{}.part", uuid::Uuid::new_v4().simple()));
+    let result = match transfer.upload(&input.path, &part).await {
+        Ok(_) => transfer.rename(&part, path).await,
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        transfer.remove(&part).await.ok();
+    }
+    result
+}
+
+async fn read_input(path: PathBuf) -> Result<Input, StepError> {
+    let shown = path.display().to_string();
+    let read = move || -> io::Result<Input> {
+        let mut file = std::fs::File::open(&path)?;
+        let mut hasher = Sha256::new();
+        let size = io::copy(&mut file, &mut hasher)?;
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Input { name, path, size, sha256: hasher.finalize().into() })
+    };
+    let failed = |message: String| StepError::fatal(ErrorCode::UploadFailed, message);
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(input)) => Ok(input),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            Err(failed(format!("Input image not found: {shown}")))
+        }
+        Ok(Err(error)) => Err(failed(format!("Input image cannot be read: {shown}: {error}"))),
+        Err(_) => Err(failed(format!("Input image cannot be read: {shown}"))),
+    }
+}
+
+fn join(folder: &str, name: &str) -> String {
+    Path::new(folder).join(name).display().to_string()
+}

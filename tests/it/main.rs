@@ -1,0 +1,14 @@
+//! The one integration binary: the built service against real far ends.
+//!
+//! `stories` are told on every far end: the sandbox, a real OpenSSH server in front of the sandbox's engine, and a real
+//! OpenSSH server in front of a real ComfyUI. The other files look at one part each.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod api;
+mod far_end;
+mod graphs;
+mod layers;
+mod start;
+mod stories;
+mod support;
