@@ -10,7 +10,7 @@ use serde_json::Value;
 ///
 /// # Errors
 /// The strict parser's error when the document is not JSON even so.
-pub fn parse_lenient(text: &[u8]) -> Result<Value, serde_json::Error> {
+pub(crate) fn parse_lenient(text: &[u8]) -> Result<Value, serde_json::Error> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     serde_json::from_slice(text).or_else(|strict| {
         let replaced = replace_non_finite(text).ok_or(strict)?;

@@ -55,7 +55,7 @@ async fn read(body: Body, max_bytes: usize) -> Result<Option<Vec<u8>>, ApiError>
             }
             content.extend_from_slice(&chunk);
         }
-        Ok(true)
+        Ok::<_, ApiError>(true)
     };
     let timed_out = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time");
     let complete = tokio::time::timeout(READ_TIMEOUT, collect).await.map_err(timed_out)??;

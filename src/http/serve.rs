@@ -6,10 +6,10 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{Router, body::Body};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -58,13 +58,12 @@ fn spawn_connection(stream: TcpStream, router: Router, connections: &GracefulShu
             Ok::<_, Infallible>(ready.call(request.map(Body::new)).await?)
         }
     });
-    let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
-    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
-    let watched = connections.watch(connection);
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let watched = connections.watch(server.serve_connection(TokioIo::new(stream), service));
     tokio::spawn(async move {
         if let Err(error) = watched.await {
-            tracing::debug!(error, "a connection ended early");
+            tracing::debug!(%error, "a connection ended early");
         }
     });
 }

@@ -10,9 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
-use super::error::ExecuteError;
+use super::{digest::sha256_of, error::ExecuteError};
 use crate::{
     ssh::Target,
     workflow::{Graph, Request},
@@ -113,9 +111,7 @@ fn check_images(given: &[String]) -> Result<Vec<PathBuf>, String> {
             return Err(format!("Input image has a name that cannot be used on the box: {image}"));
         }
         let unreadable = |error: io::Error| format!("Input image cannot be read: {image}: {}", plain(&error));
-        let mut hasher = Sha256::new();
-        io::copy(&mut file, &mut hasher).map_err(unreadable)?;
-        let sha256: [u8; 32] = hasher.finalize().into();
+        let (_, sha256) = sha256_of(&mut file).map_err(unreadable)?;
         match contents.get(name) {
             Some((_, known)) if *known == sha256 => continue,
             Some((other, _)) => {

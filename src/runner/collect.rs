@@ -3,9 +3,12 @@
 //! A file goes by SFTP where the request's folder is the one that ComfyUI uses, which shows in size and time; else
 //! through ComfyUI's own `/view`. It lies in the output folder only when it is whole.
 
-use std::{path::PathBuf, sync::atomic::AtomicBool, sync::atomic::Ordering};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 
 use super::{
     error::{StepError, is_lost},
@@ -17,7 +20,7 @@ use super::{
 use crate::{
     comfy::{ComfyError, Viewed},
     ssh::{Transfer, TransferError},
-    workflow::{BoxEvent, ErrorCode, Event, NodeId, Output, Phase},
+    workflow::{BoxEvent, ErrorCode, Event, Output, Phase},
 };
 
 /// How many files come at once: more would compete with the run itself on ComfyUI's side.
@@ -74,22 +77,18 @@ impl Execution {
     /// Fetches what is not here yet, and returns what is no longer on the box.
     async fn fetch_missing(&self, link: &Link) -> Result<Vec<Output>, StepError> {
         let state = self.state()?;
-        let missing = state.outputs.iter().filter(|output| !output.downloaded());
+        let mut missing = state.outputs.iter().filter(|output| !output.downloaded()).cloned();
         let by_view = AtomicBool::new(false);
-        let mut fetches = stream::iter(missing)
-            .map(|output| {
-                let by_view = &by_view;
-                async move { (output, self.fetch(link, output, by_view).await) }
-            })
-            .buffer_unordered(PARALLEL);
+        let mut fetches: FuturesUnordered<_> =
+            missing.by_ref().take(PARALLEL).map(|output| self.fetch(link, output, &by_view)).collect();
         let (mut gone, mut failed) = (Vec::new(), None);
         while let Some((output, fetched)) = fetches.next().await {
+            fetches.extend(missing.next().map(|next| self.fetch(link, next, &by_view)));
             match fetched {
                 Ok(Fetched::Stored(local_path, size)) => {
-                    let (node, file) = (output.node_id.clone(), output.remote.clone());
-                    self.apply(Event::Stored { node, file, local_path, size });
+                    self.apply(Event::Stored { node: output.node_id, file: output.remote, local_path, size });
                 }
-                Ok(Fetched::Gone) => gone.push(output.clone()),
+                Ok(Fetched::Gone) => gone.push(output),
                 Err(lost @ StepError::LinkLost(_)) => return Err(lost),
                 Err(fatal) => failed = failed.or(Some(fatal)),
             }
@@ -100,7 +99,22 @@ impl Execution {
         }
     }
 
-    async fn fetch(&self, link: &Link, output: &Output, by_view: &AtomicBool) -> Result<Fetched, StepError> {
+    async fn fetch(
+        &self,
+        link: &Link,
+        output: Output,
+        by_view: &AtomicBool,
+    ) -> (Output, Result<Fetched, StepError>) {
+        let fetched = self.fetch_with_retries(link, &output, by_view).await;
+        (output, fetched)
+    }
+
+    async fn fetch_with_retries(
+        &self,
+        link: &Link,
+        output: &Output,
+        by_view: &AtomicBool,
+    ) -> Result<Fetched, StepError> {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
             match self.try_fetch(link, output, by_view).await {
@@ -195,7 +209,11 @@ impl From<StoreFileError> for FetchError {
 
 impl From<ComfyError> for FetchError {
     fn from(error: ComfyError) -> Self {
-        if error.is_transient() { Self::Step(error.into()) } else { Self::Retry(error.to_string()) }
+        // An error status may be about this one file: on a new link it would be the same.
+        match error {
+            ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } => Self::Step(error.into()),
+            _ => Self::Retry(error.to_string()),
+        }
     }
 }
 

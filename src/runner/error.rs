@@ -40,9 +40,10 @@ impl StepError {
 
 impl From<SshError> for StepError {
     fn from(error: SshError) -> Self {
-        match error.kind() {
-            SshErrorKind::Lost | SshErrorKind::Unreachable => Self::LinkLost(error.to_string()),
-            _ => Self::Fatal(ssh_failure(&error, error.to_string())),
+        if error.is_transient() {
+            Self::LinkLost(error.to_string())
+        } else {
+            Self::Fatal(ssh_failure(&error, error.to_string()))
         }
     }
 }
@@ -73,8 +74,9 @@ fn ssh_failure(error: &SshError, message: String) -> Failure {
         SshErrorKind::Auth => ErrorCode::SshAuth,
         SshErrorKind::HostKey => ErrorCode::SshHostKeyChanged,
         SshErrorKind::ForwardingRefused => ErrorCode::SshForwardingRefused,
-        SshErrorKind::Unreachable | SshErrorKind::Lost => ErrorCode::SshUnreachable,
-        _ => ErrorCode::SshUnreachable,
+        SshErrorKind::Unreachable | SshErrorKind::PortClosed => ErrorCode::SshUnreachable,
+        SshErrorKind::SftpMissing => ErrorCode::UploadFailed,
+        SshErrorKind::Config | SshErrorKind::Local => ErrorCode::Internal,
     };
     Failure::new(code, message)
 }

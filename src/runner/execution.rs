@@ -17,14 +17,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Options, TunnelOutcome,
     error::{StepError, tunnel_failure},
-    follow::Ending,
     link::Link,
 };
 use crate::{
     comfy::Definitions,
-    ssh::Pool,
+    ssh::{Pool, Target},
     store::{Revision, Store},
-    workflow::{ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
+    workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
 };
 
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
@@ -35,6 +34,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A link that stood this long was a good one: the next trouble is a new trouble.
+const STABLE: Duration = Duration::from_secs(60);
 
 /// A run starts over at most this often because its files are gone.
 const MAX_ATTEMPTS: u32 = 2;
@@ -61,7 +63,7 @@ pub(super) enum Collected {
 
 impl Execution {
     /// Brings the workflow to a final status. Dropped half-way, it leaves the prompt on the box running.
-    pub(super) async fn run(self, cancel: &CancellationToken) {
+    pub(super) async fn run(self, cancel: CancellationToken) {
         let story = AssertUnwindSafe(self.story()).catch_unwind();
         let ended = tokio::select! {
             biased;
@@ -98,13 +100,18 @@ impl Execution {
 
     async fn story(&self) -> Result<(), Failure> {
         let mut link = self.connect().await?;
+        let mut patience = self.patience();
         loop {
+            let began = Instant::now();
             match self.advance(&link).await {
                 Ok(()) => return Ok(()),
                 Err(StepError::Fatal(failure)) => return Err(failure),
                 Err(StepError::LinkLost(cause)) => {
                     drop(link);
-                    link = self.reconnect(&cause).await?;
+                    if began.elapsed() >= STABLE {
+                        patience = self.patience();
+                    }
+                    link = self.reconnect(&cause, &mut patience).await?;
                 }
             }
         }
@@ -135,10 +142,11 @@ impl Execution {
         // A recovered run whose tunnel had stood before.
         if state.phase() > Some(Phase::Connecting) {
             self.report_tunnel(Ok(()));
-            return self.reconnect("the service was restarted").await;
+            return self.reconnect("the service was restarted", &mut self.patience()).await;
         }
         self.apply(Event::Entered(Phase::Connecting));
-        let link = Link::open(&self.pool, &state.request).await.map_err(|error| tunnel_failure(&error))?;
+        let (target, port) = (self.target()?, state.request.comfyui_port);
+        let link = Link::open(&self.pool, &target, port).await.map_err(|error| tunnel_failure(&error))?;
         self.report_tunnel(Ok(()));
         for warning in link.warnings() {
             self.warn(warning);
@@ -146,7 +154,7 @@ impl Execution {
         let deadline = Instant::now() + COMFYUI_PATIENCE;
         let mut pauses = Pauses::new();
         loop {
-            match link.probe(state.request.comfyui_port).await {
+            match link.probe(port).await {
                 Ok(info) => {
                     tracing::info!(comfyui.version = info.version, "reached ComfyUI");
                     return Ok(link);
@@ -160,31 +168,33 @@ impl Execution {
         }
     }
 
-    /// A new way to the box after one has stood, with growing pauses up to the configured limit.
-    pub(super) async fn reconnect(&self, cause: &str) -> Result<Link, Failure> {
+    /// A new way to the box after one has stood, tried until the patience is over.
+    pub(super) async fn reconnect(&self, cause: &str, patience: &mut Patience) -> Result<Link, Failure> {
         tracing::info!(cause, "connecting again");
-        let state = self.state().map_err(into_failure)?;
-        let limit = match state.submission {
-            Submission::None => self.options.unreachable_before_submit,
-            Submission::Unclear | Submission::Accepted => self.options.unreachable_limit,
-        };
-        let deadline = Instant::now() + limit;
-        let mut pauses = Pauses::new();
-        loop {
-            let failure = match Link::open(&self.pool, &state.request).await {
-                Ok(link) => match link.probe(state.request.comfyui_port).await {
+        let port = self.state().map_err(into_failure)?.request.comfyui_port;
+        let target = self.target()?;
+        let mut last = Failure::new(ErrorCode::SshUnreachable, format!("the way to the box was lost: {cause}"));
+        while patience.wait().await {
+            last = match Link::open(&self.pool, &target, port).await {
+                Ok(link) => match link.probe(port).await {
                     Ok(_) => return Ok(link),
                     Err(message) => Failure::new(ErrorCode::ComfyuiUnreachable, message),
                 },
                 Err(error) if error.is_transient() => tunnel_failure(&error),
                 Err(error) => return Err(tunnel_failure(&error)),
             };
-            if Instant::now() >= deadline {
-                return Err(failure);
-            }
-            tracing::debug!(message = failure.message, "still out of reach");
-            pauses.next().await;
+            tracing::debug!(message = last.message, "still out of reach");
         }
+        Err(last)
+    }
+
+    /// How long the box may stay out of reach from now on.
+    pub(super) fn patience(&self) -> Patience {
+        let limit = match self.state().map(|state| state.submission) {
+            Ok(Submission::Unclear | Submission::Accepted) => self.options.unreachable_limit,
+            _ => self.options.unreachable_before_submit,
+        };
+        Patience { deadline: Instant::now() + limit, pauses: Pauses::new(), waited: false }
     }
 
     /// Learns the box's node definitions and cuts the nodes to those that will run. `None` when they can't be had.
@@ -241,6 +251,13 @@ impl Execution {
         self.store.get(&self.id).ok_or_else(gone)
     }
 
+    /// The string was checked when the request came in; only an edited state file can make it fail here.
+    fn target(&self) -> Result<Target, Failure> {
+        let state = self.state().map_err(into_failure)?;
+        Target::parse(&state.request.ssh_connection)
+            .map_err(|error| Failure::new(ErrorCode::Internal, format!("Invalid ssh_connection: {error}")))
+    }
+
     pub(super) fn request(&self) -> Result<Request, StepError> {
         Ok(self.state()?.request.clone())
     }
@@ -263,18 +280,36 @@ fn into_failure(error: StepError) -> Failure {
     }
 }
 
+/// How long and how often something is tried again.
+#[derive(Debug)]
+pub(super) struct Patience {
+    deadline: Instant,
+    pauses: Pauses,
+    waited: bool,
+}
+
+impl Patience {
+    /// Waits until the next try is due; the first is due at once. `false` when there is to be none.
+    async fn wait(&mut self) -> bool {
+        if std::mem::replace(&mut self.waited, true) {
+            self.pauses.next().await;
+        }
+        Instant::now() < self.deadline
+    }
+}
+
 /// Growing pauses with jitter, so that many workflows do not come back at once.
 #[derive(Debug)]
-pub(super) struct Pauses {
+struct Pauses {
     next: Duration,
 }
 
 impl Pauses {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self { next: FIRST_PAUSE }
     }
 
-    pub(super) async fn next(&mut self) {
+    async fn next(&mut self) {
         let jitter = f64::from(uuid::Uuid::new_v4().as_fields().1) / f64::from(u16::MAX);
         tokio::time::sleep(self.next.mul_f64(0.5 + 0.5 * jitter)).await;
         self.next = (self.next * 2).min(LONGEST_PAUSE);

@@ -6,7 +6,7 @@ use super::error::StepError;
 use crate::{
     comfy::{Client, ComfyError, ServerInfo, Socket},
     ssh::{Pool, Session, SshError, Target, Transfer, Tunnel},
-    workflow::{ClientId, Request},
+    workflow::ClientId,
 };
 
 /// Ports on which people run ComfyUI, for a hint when nothing is found on the one they named.
@@ -23,11 +23,9 @@ pub(super) struct Link {
 
 impl Link {
     /// Opens the tunnel. Nothing is said to ComfyUI yet.
-    pub(super) async fn open(pool: &Pool, request: &Request) -> Result<Self, SshError> {
-        // The string was checked when the request came in; only an edited state file can make it fail here.
-        let target = Target::parse(&request.ssh_connection)?;
-        let session = pool.connect(&target).await?;
-        let tunnel = session.forward(request.comfyui_port).await?;
+    pub(super) async fn open(pool: &Pool, target: &Target, port: u16) -> Result<Self, SshError> {
+        let session = pool.connect(target).await?;
+        let tunnel = session.forward(port).await?;
         let client = Client::over_socket(tunnel.socket());
         Ok(Self { session, tunnel, client, transfer: OnceCell::new() })
     }

@@ -6,6 +6,7 @@
 
 mod admission;
 mod collect;
+mod digest;
 mod error;
 mod execution;
 mod follow;
@@ -198,7 +199,7 @@ impl Runner {
         let task = async move {
             tokio::select! {
                 () = runner.inner.shutdown.cancelled() => tracing::info!("left to the next start"),
-                () = execution.run(&cancel) => {}
+                () = execution.run(cancel) => {}
             }
             runner.running().remove(&id);
         };

@@ -29,9 +29,9 @@ impl Execution {
         if self.state().is_ok_and(|state| nothing_runs(&state)) {
             return Event::Cancelled;
         }
-        let mut cause = "cancel was requested".to_owned();
+        let (mut cause, mut patience) = ("cancel was requested".to_owned(), self.patience());
         loop {
-            let link = match self.reconnect(&cause).await {
+            let link = match self.reconnect(&cause, &mut patience).await {
                 Ok(link) => link,
                 Err(failure) => return Event::Failed(unconfirmed(&failure)),
             };

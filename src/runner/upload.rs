@@ -10,9 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
-
 use super::{
+    digest::sha256_of,
     error::{StepError, is_lost},
     execution::Execution,
     link::Link,
@@ -134,7 +133,7 @@ async fn place(transfer: &Transfer, folder: &str, input: &Input) -> Result<(Stri
             }
         }
     }
-    Err(taken.unwrap_or_else(|| TransferError::Exists { path: join(folder, &input.name) }))
+    Err(taken.unwrap_or_else(|| TransferError::AlreadyExists { path: join(folder, &input.name) }))
 }
 
 async fn put(transfer: &Transfer, folder: &str, path: &str, input: &Input) -> Result<(), TransferError> {
@@ -153,10 +152,9 @@ async fn read_input(path: PathBuf) -> Result<Input, StepError> {
     let shown = path.display().to_string();
     let read = move || -> io::Result<Input> {
         let mut file = std::fs::File::open(&path)?;
-        let mut hasher = Sha256::new();
-        let size = io::copy(&mut file, &mut hasher)?;
+        let (size, sha256) = sha256_of(&mut file)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Input { name, path, size, sha256: hasher.finalize().into() })
+        Ok(Input { name, path, size, sha256 })
     };
     let failed = |message: String| StepError::fatal(ErrorCode::UploadFailed, message);
     match tokio::task::spawn_blocking(read).await {

@@ -126,21 +126,10 @@ impl Store {
             return Err(StoreError::Taken);
         }
         self.shared.graphs.save(&id, graph).await?;
-        let revision = {
-            let mut map = self.shared.map.write();
-            if map.workflows.contains_key(&id) {
-                return Err(StoreError::Taken);
-            }
-            let revision = map.next_revision();
-            map.workflows.insert(id.clone(), Entry { state: Arc::new(state), revision });
-            revision
-        };
+        let revision = self.shared.add(state).ok_or(StoreError::Taken)?;
         let written = self.durable(revision).await;
         if written.is_err() {
-            let mut map = self.shared.map.write();
-            map.workflows.shift_remove(&id);
-            map.next_revision();
-            drop(map);
+            self.shared.forget(&id);
             self.shared.graphs.remove(&id).await;
         }
         written
@@ -215,6 +204,23 @@ impl Store {
 }
 
 impl Shared {
+    /// `None` when the id is in use.
+    fn add(&self, state: WorkflowState) -> Option<Revision> {
+        let mut map = self.map.write();
+        if map.workflows.contains_key(&state.id) {
+            return None;
+        }
+        let revision = map.next_revision();
+        map.workflows.insert(state.id.clone(), Entry { state: Arc::new(state), revision });
+        Some(revision)
+    }
+
+    fn forget(&self, id: &WorkflowId) {
+        let mut map = self.map.write();
+        map.workflows.shift_remove(id);
+        map.next_revision();
+    }
+
     /// Takes the oldest finished workflows beyond the allowed number out of the map.
     fn trim(&self) -> Vec<WorkflowId> {
         let mut map = self.map.write();

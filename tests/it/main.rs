@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+mod clients;
+mod docs;
 mod far_end;
 mod graphs;
 mod layers;

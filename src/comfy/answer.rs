@@ -1,0 +1,242 @@
+//! One HTTP answer, read whole within a cap, and the question who gave it: ComfyUI or something in front of it.
+
+use bytes::Bytes;
+use reqwest::{Response, StatusCode, header};
+use serde_json::Value;
+
+use super::error::ComfyError;
+use crate::json::parse_lenient;
+
+/// Longest excerpt of a body in a message, in characters.
+const EXCERPT_CHARS: usize = 200;
+
+/// A proxy of rented boxes sets this on the page it shows while ComfyUI starts, also with status 200.
+const PLACEHOLDER_HEADER: &str = "x-portal-placeholder";
+
+/// An answer with its body in memory.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) what: &'static str,
+    pub(super) status: StatusCode,
+    pub(super) body: Bytes,
+    content_type: String,
+    location: String,
+    is_placeholder: bool,
+}
+
+impl Answer {
+    /// Reads the body, up to `limit` bytes.
+    pub(super) async fn read(what: &'static str, mut response: Response, limit: u64) -> Result<Self, ComfyError> {
+        let mut answer = Self::head(what, &response);
+        if response.content_length().is_some_and(|length| length > limit) {
+            return Err(ComfyError::TooBig { what, limit });
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| ComfyError::from_reqwest(what, error))? {
+            if body.len() as u64 + chunk.len() as u64 > limit {
+                return Err(ComfyError::TooBig { what, limit });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        answer.body = body.into();
+        Ok(answer)
+    }
+
+    /// Status and headers only.
+    pub(super) fn head(what: &'static str, response: &Response) -> Self {
+        let text = |name| {
+            let value = response.headers().get(name).map(header::HeaderValue::as_bytes).unwrap_or_default();
+            String::from_utf8_lossy(value).into_owned()
+        };
+        Self {
+            what,
+            status: response.status(),
+            body: Bytes::new(),
+            content_type: text(header::CONTENT_TYPE).to_ascii_lowercase(),
+            location: text(header::LOCATION),
+            is_placeholder: response.headers().contains_key(PLACEHOLDER_HEADER),
+        }
+    }
+
+    /// The JSON of a successful answer.
+    pub(super) fn json(&self) -> Result<Value, ComfyError> {
+        self.success()?;
+        parse_lenient(&self.body).map_err(|error| self.malformed(error.to_string()))
+    }
+
+    /// That the answer is a success and ComfyUI's.
+    pub(super) fn success(&self) -> Result<(), ComfyError> {
+        if self.is_foreign() {
+            return Err(self.foreign());
+        }
+        if self.status.is_success() { Ok(()) } else { Err(self.failed()) }
+    }
+
+    /// Whether somebody else than ComfyUI gave it, as far as status and form tell. ComfyUI has no login, never
+    /// redirects these calls and never answers them with a page.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.status.is_redirection()
+            || matches!(self.status.as_u16(), 401 | 403 | 407 | 502..=504 | 520..=530)
+            || self.is_html()
+    }
+
+    /// The error of an answer that somebody else gave.
+    pub(super) fn foreign(&self) -> ComfyError {
+        let may_pass = self.is_placeholder || matches!(self.status.as_u16(), 502..=504 | 520..=530);
+        ComfyError::Foreign { found: self.describe(), may_pass }
+    }
+
+    /// The error of an answer with an error status.
+    pub(super) fn failed(&self) -> ComfyError {
+        ComfyError::Status { what: self.what, status: self.status.as_u16(), excerpt: self.excerpt() }
+    }
+
+    /// The error of an answer of the wrong shape.
+    pub(super) fn malformed(&self, problem: impl Into<String>) -> ComfyError {
+        ComfyError::Malformed { what: self.what, problem: problem.into() }
+    }
+
+    /// What this is, for people: `an HTML page titled "Login" (HTTP 200)`.
+    pub(super) fn describe(&self) -> String {
+        let status = self.status.as_u16();
+        if self.status.is_redirection() {
+            // The query is left out: it can carry a token.
+            let target = self.location.split(['?', '#']).next().unwrap_or_default();
+            return match target {
+                "" => format!("HTTP {status}"),
+                target => format!("a redirect to {}", clip(target)),
+            };
+        }
+        if status == 401 || status == 407 {
+            return format!("HTTP {status} asking for a login");
+        }
+        if self.is_html() {
+            let title = self.title().map(|title| format!(" titled \"{title}\"")).unwrap_or_default();
+            return match self.status.is_success() {
+                true => format!("an HTML page{title} (HTTP {status})"),
+                false => format!("HTTP {status} with an HTML page{title}"),
+            };
+        }
+        if !self.status.is_success() {
+            let excerpt = self.excerpt();
+            return if excerpt.is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {excerpt}") };
+        }
+        if self.body.trim_ascii().is_empty() {
+            return format!("an empty answer (HTTP {status})");
+        }
+        match parse_lenient(&self.body) {
+            Ok(_) => format!("JSON that ComfyUI would not send (HTTP {status})"),
+            Err(_) => format!("something that is not JSON (HTTP {status}): {}", self.excerpt()),
+        }
+    }
+
+    /// The beginning of the body on one line; of a JSON error only its message.
+    pub(super) fn excerpt(&self) -> String {
+        if self.is_html() {
+            return self.title().unwrap_or_else(|| "an HTML page".into());
+        }
+        let json = parse_lenient(&self.body).ok();
+        let message = json.as_ref().and_then(|json| {
+            let error = json.get("error")?;
+            error.as_str().or_else(|| error.get("message")?.as_str())
+        });
+        match message {
+            Some(message) => clip(message),
+            None => clip(&String::from_utf8_lossy(&self.body[..self.body.len().min(8 * EXCERPT_CHARS)])),
+        }
+    }
+
+    fn is_html(&self) -> bool {
+        let start = self.body.trim_ascii_start();
+        let start = start[..start.len().min(16)].to_ascii_lowercase();
+        self.content_type.starts_with("text/html") || start.starts_with(b"<!doctype html") || start.starts_with(b"<html")
+    }
+
+    /// The text between the first `<title>` and its end.
+    fn title(&self) -> Option<String> {
+        let head = &self.body[..self.body.len().min(16 * 1024)];
+        let text = String::from_utf8_lossy(head);
+        let lower = text.to_ascii_lowercase();
+        let open = lower.find("<title")?;
+        let start = open + lower[open..].find('>')? + 1;
+        let end = start + lower[start..].find("</title")?;
+        let title = clip(&text[start..end]);
+        (!title.is_empty()).then_some(title)
+    }
+}
+
+/// Text on one line, without control characters, at most [`EXCERPT_CHARS`] characters.
+pub(super) fn clip(text: &str) -> String {
+    clip_to(text, EXCERPT_CHARS)
+}
+
+/// Text on one line, without control characters, at most `chars` characters.
+pub(super) fn clip_to(text: &str, chars: usize) -> String {
+    // Bounded before anything is collected: the text can be megabytes of base64.
+    let words = text.chars().take(chars * 4).collect::<String>();
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut clipped: String = line.chars().filter(|c| !c.is_control()).take(chars).collect();
+    if line.chars().count() > chars {
+        clipped.pop();
+        clipped.push('…');
+    }
+    clipped
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, content_type: &str, location: &str, body: &str) -> Answer {
+        Answer {
+            what: "GET /x",
+            status: StatusCode::from_u16(status).unwrap(),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            content_type: content_type.into(),
+            location: location.into(),
+            is_placeholder: false,
+        }
+    }
+
+    #[test]
+    fn what_is_found_is_described() {
+        for (status, content_type, location, body, expected) in [
+            (200, "text/html", "", "<html><TITLE> Log\n in </title>", "an HTML page titled \"Log in\" (HTTP 200)"),
+            (200, "text/plain", "", "\n<!DOCTYPE html><p>", "an HTML page (HTTP 200)"),
+            (401, "text/html", "", "<html>", "HTTP 401 asking for a login"),
+            (302, "", "/login?token=s3cret", "", "a redirect to /login"),
+            (304, "", "", "", "HTTP 304"),
+            (502, "text/html", "", "<html></html>", "HTTP 502 with an HTML page"),
+            (403, "", "", "", "HTTP 403"),
+            (403, "application/json", "", r#"{"error": "bad credential"}"#, "HTTP 403: bad credential"),
+            (200, "application/json", "", "[]", "JSON that ComfyUI would not send (HTTP 200)"),
+            (200, "text/plain", "", "hello", "something that is not JSON (HTTP 200): hello"),
+            (200, "", "", "  ", "an empty answer (HTTP 200)"),
+        ] {
+            assert_eq!(answer(status, content_type, location, body).describe(), expected);
+        }
+    }
+
+    #[test]
+    fn a_proxy_page_may_pass_and_a_login_does_not() {
+        let may_pass = |answer: Answer| match answer.json() {
+            Err(error @ ComfyError::Foreign { .. }) => error.is_transient(),
+            other => panic!("{other:?}"),
+        };
+        assert!(may_pass(answer(503, "text/html", "", "<html>")));
+        assert!(may_pass(answer(524, "", "", "")));
+        assert!(may_pass(Answer { is_placeholder: true, ..answer(200, "text/html", "", "<html>") }));
+        assert!(!may_pass(answer(200, "text/html", "", "<html>")));
+        assert!(!may_pass(answer(401, "", "", "")));
+    }
+
+    #[test]
+    fn excerpts_are_one_short_line() {
+        assert_eq!(answer(500, "", "", "500 Internal\n\n  Server\tError").excerpt(), "500 Internal Server Error");
+        assert_eq!(answer(400, "", "", r#"{"error": {"message": "no prompt"}}"#).excerpt(), "no prompt");
+        let long = answer(500, "", "", &"ü".repeat(5000)).excerpt();
+        assert_eq!(long.chars().count(), 200);
+        assert!(long.ends_with('…'));
+    }
+}

@@ -1,0 +1,254 @@
+//! The HTTP client of one ComfyUI. Redirects are never followed, proxies of the environment never used, and no
+//! `Origin` is sent (ComfyUI answers a foreign one with 403; server.py, origin_only_middleware, v0.3.64).
+//!
+//! A read is repeated when the connection fails; what changes something is sent once. The calls themselves are in
+//! the files named after them.
+
+use std::{
+    fmt::Write as _,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, RequestBuilder, redirect};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    answer::Answer,
+    error::ComfyError,
+    history::{self, HistoryEntry},
+    queue::Queue,
+};
+use crate::workflow::{PromptId, WorkflowId};
+
+/// Deadline of a small call, retries included.
+pub(super) const SMALL: Duration = Duration::from_secs(10);
+
+/// Deadline of a call that reads much: object_info scans model folders, history carries graphs.
+pub(super) const LARGE: Duration = Duration::from_secs(60);
+
+/// Longest JSON body that is taken into memory.
+pub(super) const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// Pauses before a read is repeated; their number is the number of repetitions.
+const BACK_OFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis(400)];
+
+/// An idle connection is not used again after this: a tunnel may have lost it silently.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// How many finished runs are searched for one that goes by another id.
+const RECENT: usize = 20;
+
+/// Such a search reads megabytes on a busy server, so it is made at most this often.
+const SEARCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Talks to one ComfyUI. Cheap to clone; clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Arc<str>,
+    ids: Arc<Ids>,
+}
+
+/// What is known about the server's treatment of the ids we choose.
+#[derive(Debug, Default)]
+struct Ids {
+    /// It has kept one: runs go by our ids, and none needs to be searched for.
+    kept: AtomicBool,
+    searched: Mutex<Option<Instant>>,
+}
+
+impl Client {
+    /// A client that speaks over the unix socket at `path`. Nothing is said yet.
+    pub fn over_socket(path: &Path) -> Self {
+        Self::build(reqwest::Client::builder().unix_socket(path), "http://127.0.0.1")
+    }
+
+    /// A client for an address such as `http://127.0.0.1:8188`.
+    pub fn at(base: &str) -> Self {
+        Self::build(reqwest::Client::builder(), base)
+    }
+
+    /// What runs and what waits.
+    ///
+    /// # Errors
+    /// As for every read: no answer, no ComfyUI, an error status, a body beyond 64 MiB.
+    pub async fn queue(&self) -> Result<Queue, ComfyError> {
+        let answer = self.get("GET /queue", "/queue", SMALL).await?;
+        answer.success()?;
+        Queue::parse(&answer.body).map_err(|problem| answer.malformed(problem))
+    }
+
+    /// The history entry of a prompt; `None` while there is none: not over yet, never accepted, or forgotten.
+    ///
+    /// # Errors
+    /// As for every read.
+    pub async fn history(&self, prompt: &PromptId) -> Result<Option<HistoryEntry>, ComfyError> {
+        let path = format!("/history/{}", percent_encode(prompt.as_str()));
+        let answer = self.get("GET /history", &path, LARGE).await?;
+        answer.success()?;
+        let entries = history::parse(&answer.body).map_err(|problem| answer.malformed(problem))?;
+        Ok(entries.into_iter().find(|entry| entry.prompt_id == *prompt))
+    }
+
+    /// The newest `count` history entries, oldest first. Each travels with its graph: this can be tens of megabytes.
+    ///
+    /// # Errors
+    /// As for every read.
+    pub async fn recent_history(&self, count: usize) -> Result<Vec<HistoryEntry>, ComfyError> {
+        let answer = self.get("GET /history", &format!("/history?max_items={count}"), LARGE).await?;
+        answer.success()?;
+        history::parse(&answer.body).map_err(|problem| answer.malformed(problem))
+    }
+
+    /// The history entry of a prompt and the id by which the server knows it, also on servers that give their own
+    /// ids (before v0.3.45): there it is recognised by the mark that [`submit`](Self::submit) left.
+    ///
+    /// The search by mark covers the newest entries only, and is left out when one was made within two seconds: to be
+    /// sure of an absence, ask again later.
+    ///
+    /// # Errors
+    /// As for every read.
+    pub async fn find_in_history(
+        &self,
+        prompt: &PromptId,
+        workflow: &WorkflowId,
+    ) -> Result<Option<(PromptId, HistoryEntry)>, ComfyError> {
+        if let Some(entry) = self.history(prompt).await? {
+            return Ok(Some((entry.prompt_id.clone(), entry)));
+        }
+        if !self.ids.may_search() {
+            return Ok(None);
+        }
+        match self.recent_history(RECENT).await {
+            Ok(entries) => {
+                let found = entries.into_iter().find(|entry| entry.belongs_to(prompt, workflow));
+                Ok(found.map(|entry| (entry.prompt_id.clone(), entry)))
+            }
+            Err(error @ ComfyError::TooBig { .. }) => {
+                tracing::debug!(prompt.id = %prompt, %error, "history is too big to be searched");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers whether the server kept an id that we chose.
+    pub(super) fn note_id(&self, kept: bool) {
+        self.ids.kept.store(kept, Ordering::Relaxed);
+    }
+
+    /// A read of a whole body. The path is ready to be sent.
+    pub(super) async fn get(&self, what: &'static str, path: &str, deadline: Duration) -> Result<Answer, ComfyError> {
+        let attempt = || self.exchange(what, self.request(Method::GET, path));
+        within(what, deadline, repeated(attempt)).await
+    }
+
+    /// A JSON document, sent once.
+    pub(super) async fn post(
+        &self,
+        what: &'static str,
+        path: &str,
+        body: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<Answer, ComfyError> {
+        within(what, deadline, self.exchange(what, self.request(Method::POST, path).json(body))).await
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    async fn exchange(&self, what: &'static str, request: RequestBuilder) -> Result<Answer, ComfyError> {
+        let response = request.send().await.map_err(|error| ComfyError::from_reqwest(what, error))?;
+        Answer::read(what, response, MAX_JSON_BYTES).await
+    }
+
+    #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]
+    fn build(builder: reqwest::ClientBuilder, base: &str) -> Self {
+        let http = builder
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .pool_idle_timeout(IDLE)
+            .build()
+            .expect("a plain HTTP client is always buildable");
+        Self { http, base: base.trim_end_matches('/').into(), ids: Arc::default() }
+    }
+}
+
+impl Ids {
+    fn may_search(&self) -> bool {
+        if self.kept.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut searched = self.searched.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_due = searched.is_none_or(|at| at.elapsed() >= SEARCH_EVERY);
+        if is_due {
+            *searched = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// Takes an attempt again when the connection failed.
+pub(super) async fn repeated<T, F>(attempt: impl Fn() -> F) -> Result<T, ComfyError>
+where
+    F: Future<Output = Result<T, ComfyError>>,
+{
+    let mut pauses = BACK_OFF.iter();
+    loop {
+        match (attempt().await, pauses.next()) {
+            (Err(error @ ComfyError::Unreachable { .. }), Some(pause)) => {
+                tracing::debug!(%error, "reading again");
+                tokio::time::sleep(*pause).await;
+            }
+            (result, _) => return result,
+        }
+    }
+}
+
+/// The result of a call, or that it took too long.
+pub(super) async fn within<T>(
+    what: &'static str,
+    deadline: Duration,
+    call: impl Future<Output = Result<T, ComfyError>>,
+) -> Result<T, ComfyError> {
+    tokio::time::timeout(deadline, call).await.unwrap_or(Err(ComfyError::Timeout { what, after: deadline }))
+}
+
+/// A field of an object as text; a number counts as its digits.
+pub(super) fn text_of(value: &Value, key: &str) -> Option<String> {
+    match value.get(key)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Text as one path segment or query value: UTF-8, everything but unreserved characters escaped.
+pub(super) fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            // Writing to a string can't fail.
+            byte => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_escaped_as_utf8() {
+        assert_eq!(percent_encode("ünï/a b%c&d+.png"), "%C3%BCn%C3%AF%2Fa%20b%25c%26d%2B.png");
+    }
+}

@@ -1,0 +1,175 @@
+//! Files on the box as ComfyUI shows them: whether they are there, and their content.
+
+use std::time::{Duration, SystemTime};
+
+use chrono::DateTime;
+use reqwest::{Method, Response, header};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::{
+    answer::Answer,
+    client::{Client, SMALL, percent_encode, repeated, within},
+    error::ComfyError,
+};
+use crate::workflow::RemoteFile;
+
+const STAT: &str = "HEAD /view";
+const VIEW: &str = "GET /view";
+
+/// A body that stops for this long has ended. Also the deadline for its beginning.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Longest body that is read to say what went wrong.
+const MAX_ERROR_BYTES: u64 = 64 << 10;
+
+/// Times that ComfyUI and the box's file system give for one file may differ by this.
+const CLOCK_GRAIN: Duration = Duration::from_secs(1);
+
+/// What ComfyUI tells about a file without sending it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Viewed {
+    /// Bytes.
+    pub size: Option<u64>,
+    /// When it was last changed, by the box's clock, to the second.
+    pub last_modified: Option<SystemTime>,
+}
+
+/// A file that is about to be received.
+#[derive(Debug)]
+pub struct Download {
+    response: Response,
+    size: Option<u64>,
+}
+
+impl Client {
+    /// Asks whether ComfyUI sees a file; `None` when it does not.
+    ///
+    /// # Errors
+    /// No answer, no ComfyUI, or an error status; HTTP 400 for every name with two dots in a row.
+    pub async fn stat_view(&self, file: &RemoteFile) -> Result<Option<Viewed>, ComfyError> {
+        let path = view_path(file);
+        let attempt = || async {
+            let sent = self.request(Method::HEAD, &path).send().await;
+            sent.map_err(|error| ComfyError::from_reqwest(STAT, error))
+        };
+        let response = within(STAT, SMALL, repeated(attempt)).await?;
+        match response.status().as_u16() {
+            404 => return Ok(None),
+            // Something in between that knows no HEAD: the file may well be there.
+            405 | 501 => return Ok(Some(Viewed::default())),
+            _ => {}
+        }
+        let head = Answer::head(STAT, &response);
+        if let Some(error) = refused(&head, file) {
+            return Err(error);
+        }
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let date = text(header::LAST_MODIFIED).and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        Ok(Some(Viewed { size: declared_size(&response), last_modified: date.map(SystemTime::from) }))
+    }
+
+    /// Begins to receive a file.
+    ///
+    /// # Errors
+    /// [`ComfyError::NotFound`] when ComfyUI does not see it; else as for [`stat_view`](Self::stat_view).
+    pub async fn view(&self, file: &RemoteFile) -> Result<Download, ComfyError> {
+        let path = view_path(file);
+        let attempt = || async {
+            let sent = self.request(Method::GET, &path).send().await;
+            sent.map_err(|error| ComfyError::from_reqwest(VIEW, error))
+        };
+        let response = within(VIEW, IDLE, repeated(attempt)).await?;
+        if response.status().as_u16() == 404 {
+            return Err(ComfyError::NotFound { name: file.filename.clone() });
+        }
+        if refused(&Answer::head(VIEW, &response), file).is_none() {
+            return Ok(Download { size: declared_size(&response), response });
+        }
+        let answer = within(VIEW, SMALL, Answer::read(VIEW, response, MAX_ERROR_BYTES)).await?;
+        Err(refused(&answer, file).unwrap_or_else(|| answer.failed()))
+    }
+}
+
+impl Viewed {
+    /// Whether a file of this size and time is certainly the same one. What ComfyUI does not tell is not compared,
+    /// but the size it must tell.
+    pub fn is_same_file(&self, size: u64, modified: Option<SystemTime>) -> bool {
+        let same_time = match (self.last_modified, modified) {
+            (Some(seen), Some(modified)) => {
+                let apart = seen.duration_since(modified).unwrap_or_else(|later| later.duration());
+                apart <= CLOCK_GRAIN
+            }
+            _ => true,
+        };
+        self.size == Some(size) && same_time
+    }
+}
+
+impl Download {
+    /// Bytes, as the server announced them.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Writes the rest of the body, flushes the writer and returns how many bytes there were.
+    ///
+    /// # Errors
+    /// [`ComfyError::TooBig`] beyond `limit` bytes, [`ComfyError::Timeout`] when nothing comes for 30 s,
+    /// [`ComfyError::Unreachable`] when the connection breaks or the body is shorter than announced,
+    /// [`ComfyError::Local`] when the writer fails. What was written by then stays written.
+    pub async fn copy_to(&mut self, writer: &mut (impl AsyncWrite + Unpin), limit: u64) -> Result<u64, ComfyError> {
+        let too_big = ComfyError::TooBig { what: VIEW, limit };
+        if self.size.is_some_and(|size| size > limit) {
+            return Err(too_big);
+        }
+        let local = |source| ComfyError::Local { what: VIEW, source };
+        let mut written = 0;
+        loop {
+            let chunk = async { self.response.chunk().await.map_err(|error| ComfyError::from_reqwest(VIEW, error)) };
+            let Some(chunk) = within(VIEW, IDLE, chunk).await? else { break };
+            written += chunk.len() as u64;
+            if written > limit {
+                return Err(too_big);
+            }
+            writer.write_all(&chunk).await.map_err(local)?;
+        }
+        writer.flush().await.map_err(local)?;
+        Ok(written)
+    }
+}
+
+/// The error that an answer for a file means, if it means one. A page of HTML is somebody else's answer, unless a
+/// page was asked for: ComfyUI sends those too.
+fn refused(answer: &Answer, file: &RemoteFile) -> Option<ComfyError> {
+    let name = file.filename.to_ascii_lowercase();
+    let is_page = name.ends_with(".html") || name.ends_with(".htm");
+    if answer.is_foreign() && !(is_page && answer.status.is_success()) {
+        return Some(answer.foreign());
+    }
+    (!answer.status.is_success()).then(|| answer.failed())
+}
+
+/// Read from the header: a HEAD answer has no body that could tell.
+fn declared_size(response: &Response) -> Option<u64> {
+    response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn view_path(file: &RemoteFile) -> String {
+    let (filename, subfolder) = (percent_encode(&file.filename), percent_encode(&file.subfolder));
+    format!("/view?filename={filename}&subfolder={subfolder}&type={}", file.folder.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_same_by_size_and_time() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
+        let viewed = Viewed { size: Some(7), last_modified: Some(at(10_000)) };
+        assert!(viewed.is_same_file(7, Some(at(10_900))) && viewed.is_same_file(7, Some(at(9_100))));
+        assert!(viewed.is_same_file(7, None));
+        assert!(!viewed.is_same_file(8, Some(at(10_000))) && !viewed.is_same_file(7, Some(at(12_000))));
+        assert!(!Viewed::default().is_same_file(7, None));
+    }
+}

@@ -1,0 +1,97 @@
+//! Everything about reaching a box over SSH, and nothing about what runs there.
+//!
+//! [`Target::parse`] understands what people paste (`ssh -p 40738 root@198.53.64.194`), purely and without I/O.
+//! [`Pool::connect`] turns it into a [`Session`]: workflows that go to the same place share one SSH connection for
+//! HTTP and websockets and a second one for files, however many workflows there are. From a session come a [`Tunnel`]
+//! (ComfyUI's port behind a socket that only this user can reach) and a [`Transfer`] (files over SFTP).
+//!
+//! Guarantees: host keys are always judged before a key of ours is offered; every wait has a deadline; a connection
+//! that died is noticed and replaced by the next call. Deliberately absent: remote shell commands, agent forwarding,
+//! passwords, and any knowledge of ComfyUI.
+//!
+//! Read in this order: [`target`], [`pool`], [`session`], [`tunnel`], [`transfer`]; below them `route` (what
+//! `~/.ssh/config` adds), `connection` (one SSH connection), `auth`, `known_hosts` and `channel`.
+
+mod auth;
+mod channel;
+mod command;
+mod config_file;
+mod connection;
+mod error;
+mod keys;
+mod known_hosts;
+mod pattern;
+mod peer;
+mod pool;
+mod quickack;
+mod route;
+mod session;
+mod settings;
+mod sftp;
+mod target;
+mod transfer;
+mod tunnel;
+mod wire;
+mod words;
+
+use std::{path::PathBuf, time::Duration};
+
+pub use error::{SshError, SshErrorKind, Unreachable};
+pub use pool::Pool;
+pub use session::Session;
+pub use target::{Target, TargetError};
+pub use transfer::{Stat, Transfer, TransferError};
+pub use tunnel::{Tunnel, TunnelStream};
+
+/// How this program connects, for everything that the connection string and `~/.ssh/config` leave open.
+///
+/// A leading `~/` in a path means the home folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Where host keys are remembered, in OpenSSH's format. Created on first use, readable by its owner only.
+    pub known_hosts: PathBuf,
+    /// What to do with a host key that is not on record.
+    pub host_keys: HostKeyPolicy,
+    /// Private keys to try for every box, after those of the connection string and of `~/.ssh/config`.
+    pub identity_files: Vec<PathBuf>,
+    /// Whether to ask the agent behind `SSH_AUTH_SOCK` for keys. The agent itself is never forwarded.
+    pub use_agent: bool,
+    /// A file whose first line unlocks encrypted private keys.
+    pub passphrase_file: Option<PathBuf>,
+    /// Limit for one attempt on one host: TCP, handshake and authentication together.
+    pub connect_timeout: Duration,
+    /// How often a box that refuses, stays silent or has no address is tried before that is final. At least 1.
+    pub connect_attempts: u32,
+    /// After this much silence the box is asked whether it is still there; after the third question without an answer
+    /// the connection counts as lost.
+    pub keepalive: Duration,
+    /// The configuration file to read instead of `~/.ssh/config`.
+    pub config_file: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            known_hosts: PathBuf::from("~/.ssh/known_hosts"),
+            host_keys: HostKeyPolicy::AcceptNew,
+            identity_files: Vec::new(),
+            use_agent: true,
+            passphrase_file: None,
+            connect_timeout: Duration::from_secs(10),
+            connect_attempts: 3,
+            keepalive: Duration::from_secs(15),
+            config_file: None,
+        }
+    }
+}
+
+/// What to do with a host key that is not on record. A key that *contradicts* the record is refused by the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HostKeyPolicy {
+    /// Remember the first key a host shows, and insist on it from then on.
+    AcceptNew,
+    /// Refuse hosts that are not on record.
+    Strict,
+    /// Accept anything and remember nothing: whoever sits between us and the box can read and change everything.
+    Off,
+}

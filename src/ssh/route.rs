@@ -1,0 +1,290 @@
+//! From a [`Target`] to a route: every host on the way with everything that is needed to connect to it.
+//!
+//! The order of precedence is OpenSSH's: the connection string, then `~/.ssh/config`, then [`Options`], then the usual
+//! defaults (the local user, port 22). Reads files, so it runs once per connect and off the async threads. Two targets
+//! with the same route share their connections.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    HostKeyPolicy, Options, SshError, Target, config_file,
+    settings::{HostKeyChoice, MAX_JUMPS, Settings},
+    target::{self, Destination},
+};
+
+/// The hosts on the way, the box itself last. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Route {
+    pub(super) hops: Vec<Endpoint>,
+}
+
+/// One host on the way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Endpoint {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) user: String,
+    /// The name in known_hosts, if it is not the host's.
+    pub(super) host_key_alias: Option<String>,
+    /// Keys named by the connection string, `~/.ssh/config` or the options, in this order.
+    pub(super) identity_files: Vec<PathBuf>,
+    pub(super) identities_only: bool,
+    pub(super) connect_timeout: Duration,
+    pub(super) keepalive: Duration,
+    pub(super) keepalive_max: u32,
+    pub(super) host_keys: HostKeyPolicy,
+    /// The first one receives new keys. Empty: nothing is on record, and nothing gets there.
+    pub(super) known_hosts: Vec<PathBuf>,
+}
+
+impl Endpoint {
+    /// `host:port`.
+    pub(super) fn address(&self) -> String {
+        target::address(&self.host, self.port)
+    }
+}
+
+impl Route {
+    /// Resolves a target. Blocking: reads `~/.ssh/config`.
+    pub(super) fn resolve(target: &Target, options: &Options) -> Result<(Self, Vec<String>), SshError> {
+        let mut resolver = Resolver { options, hops: Vec::new(), warnings: Vec::new() };
+        let settings = resolver.complete(&target.host, target.settings.clone());
+        let jumps = settings.jumps.clone().unwrap_or_default();
+        resolver.through(&target.host, &jumps, &target.settings.identity_files, 0)?;
+        let destination = resolver.endpoint(&target.host, settings);
+        resolver.hops.push(destination);
+        Ok((Self { hops: resolver.hops }, resolver.warnings))
+    }
+}
+
+struct Resolver<'a> {
+    options: &'a Options,
+    hops: Vec<Endpoint>,
+    warnings: Vec<String>,
+}
+
+impl Resolver<'_> {
+    /// Adds the hops in front of `host`. As in OpenSSH, only the first of them can have jump hosts of its own, and a
+    /// host that would jump over itself (`Host *` with a ProxyJump) does not.
+    fn through(
+        &mut self,
+        host: &str,
+        jumps: &[Destination],
+        identity_files: &[String],
+        depth: usize,
+    ) -> Result<(), SshError> {
+        if matches!(jumps, [only] if only.host == host) {
+            return Ok(());
+        }
+        if depth > MAX_JUMPS || self.hops.len() + jumps.len() > MAX_JUMPS {
+            let message = format!("more than {MAX_JUMPS} jump hosts on the way; does ProxyJump go in circles?");
+            return Err(SshError::Config { message });
+        }
+        for (at, jump) in jumps.iter().enumerate() {
+            let given = Settings { user: jump.user.clone(), port: jump.port, ..Settings::default() };
+            let mut settings = self.complete(&jump.host, given);
+            if at == 0
+                && let Some(earlier) = settings.jumps.take()
+            {
+                self.through(&jump.host, &earlier, identity_files, depth + 1)?;
+            }
+            // OpenSSH would not use the -i of the destination here, but who writes `-i key -J hop` means both.
+            settings.identity_files.extend_from_slice(identity_files);
+            let hop = self.endpoint(&jump.host, settings);
+            self.hops.push(hop);
+        }
+        Ok(())
+    }
+
+    /// What was given, completed by the configuration file.
+    fn complete(&mut self, host: &str, given: Settings) -> Settings {
+        let (file, required) = match &self.options.config_file {
+            Some(file) => (Some(file.clone()), true),
+            None => (env::home_dir().map(|home| home.join(".ssh/config")), false),
+        };
+        let Some(file) = file else { return given };
+        let (from_file, warnings) = config_file::lookup(&file, required, host);
+        for warning in warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+        given.or(from_file)
+    }
+
+    fn endpoint(&mut self, alias: &str, settings: Settings) -> Endpoint {
+        let options = self.options;
+        let host = match &settings.host_name {
+            Some(name) => replace_tokens(name, |token| (token == 'h').then(|| alias.to_owned())),
+            None => alias.to_owned(),
+        };
+        let port = settings.port.unwrap_or(22);
+        let user = settings.user.unwrap_or_else(local_user);
+        let path = |text: &String| {
+            let text = replace_tokens(text, |token| match token {
+                'd' => env::home_dir().map(|home| home.display().to_string()),
+                'h' => Some(host.clone()),
+                'n' => Some(alias.to_owned()),
+                'p' => Some(port.to_string()),
+                'r' => Some(user.clone()),
+                'u' => Some(local_user()),
+                _ => None,
+            });
+            expand_home(Path::new(&text))
+        };
+        let mut identity_files: Vec<PathBuf> = Vec::new();
+        for file in settings.identity_files.iter().map(path).chain(options.identity_files.iter().cloned()) {
+            if !identity_files.contains(&file) {
+                identity_files.push(file);
+            }
+        }
+        let known_hosts = match &settings.known_hosts {
+            Some(files) => files.iter().map(path).collect(),
+            None => vec![options.known_hosts.clone()],
+        };
+        let keepalive = match settings.alive_interval {
+            Some(Duration::ZERO) => {
+                let warning = "ServerAliveInterval 0 is not used: without it a box that is gone would not be noticed";
+                self.warnings.push(warning.to_owned());
+                options.keepalive
+            }
+            Some(interval) => interval,
+            None => options.keepalive,
+        };
+        Endpoint {
+            host_key_alias: settings.host_key_alias,
+            identity_files,
+            identities_only: settings.identities_only.unwrap_or(false),
+            connect_timeout: settings.connect_timeout.unwrap_or(options.connect_timeout),
+            keepalive,
+            keepalive_max: settings.alive_count_max.unwrap_or(3),
+            host_keys: match settings.host_keys {
+                Some(HostKeyChoice::Policy(policy)) => policy,
+                Some(HostKeyChoice::Ask) | None => options.host_keys,
+            },
+            known_hosts,
+            host,
+            port,
+            user,
+        }
+    }
+}
+
+/// The path, with the home folder for a leading `~/`.
+pub(super) fn expand_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+/// Replaces `%` tokens; those that have no value stay as they are.
+fn replace_tokens(text: &str, value: impl Fn(char) -> Option<String>) -> String {
+    let mut replaced = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            replaced.push(c);
+            continue;
+        }
+        match rest.next() {
+            Some('%') => replaced.push('%'),
+            Some(token) => match value(token) {
+                Some(value) => replaced.push_str(&value),
+                None => replaced.extend(['%', token]),
+            },
+            None => replaced.push('%'),
+        }
+    }
+    replaced
+}
+
+/// The name of the user this program runs as. As ssh does, the user database is asked before the environment.
+fn local_user() -> String {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let database = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let entry = database.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let listed = entry
+        .filter(|fields| fields.get(2) == Some(&uid.as_str()))
+        .find_map(|fields| fields.first().filter(|name| !name.is_empty()).map(|name| (*name).to_owned()));
+    let named = || env::var("USER").or_else(|_| env::var("LOGNAME")).ok().filter(|name| !name.is_empty());
+    listed.or_else(named).unwrap_or_else(|| "root".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Resolves `text` with this `~/.ssh/config`.
+    fn resolve(text: &str, config: &str) -> Result<(Route, Vec<String>), SshError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config");
+        fs::write(&file, config).unwrap();
+        let options = Options {
+            known_hosts: "/known".into(),
+            identity_files: vec!["/service".into()],
+            config_file: Some(file),
+            ..Options::default()
+        };
+        Route::resolve(&Target::parse(text).unwrap(), &options)
+    }
+
+    fn addresses(text: &str, config: &str) -> Vec<String> {
+        let (route, _) = resolve(text, config).unwrap();
+        route.hops.iter().map(|hop| format!("{}@{}", hop.user, hop.address())).collect()
+    }
+
+    #[test]
+    fn the_string_wins_over_the_file_and_the_file_over_the_options() {
+        let config = "Host gpu\nHostName 10.0.0.%h\nUser file\nPort 1\nIdentityFile /f/%r@%h:%p%%\n\
+                      IdentitiesOnly yes\nStrictHostKeyChecking yes\nServerAliveInterval 0\n";
+        let (route, warnings) = resolve("ssh -i /r -p 2 -o StrictHostKeyChecking=ask gpu", config).unwrap();
+        assert_eq!(
+            route.hops,
+            [Endpoint {
+                host: "10.0.0.gpu".into(),
+                port: 2,
+                user: "file".into(),
+                host_key_alias: None,
+                identity_files: vec!["/r".into(), "/f/file@10.0.0.gpu:2%".into(), "/service".into()],
+                identities_only: true,
+                connect_timeout: Duration::from_secs(10),
+                keepalive: Duration::from_secs(15),
+                keepalive_max: 3,
+                host_keys: HostKeyPolicy::AcceptNew,
+                known_hosts: vec!["/known".into()],
+            }]
+        );
+        assert_eq!(warnings.len(), 1);
+    }
+
+    #[test]
+    fn without_anything_it_is_the_local_user_and_port_22() {
+        assert_eq!(addresses("box", ""), [format!("{}@box:22", local_user())]);
+        assert_eq!(addresses("u@[::1]:23", ""), ["u@[::1]:23"]);
+    }
+
+    #[test]
+    fn jump_hosts_are_resolved_like_hosts() {
+        let config = "Host a\nHostName a.net\nUser ua\nProxyJump z\nHost b\nProxyJump nowhere\nHost z\nUser uz\n";
+        let expected = ["uz@z:22", "ua@a.net:22", "ub@b:23", "u@box:22"];
+        assert_eq!(addresses("ssh -J a,ub@b:23 u@box", config), expected);
+        assert_eq!(addresses("ssh u@box", "Host box\nProxyJump u@a,u@b\n"), ["u@a:22", "u@b:22", "u@box:22"]);
+        assert_eq!(addresses("ssh -J none u@box", "Host box\nProxyJump a\n"), ["u@box:22"]);
+        let (route, _) = resolve("ssh -i /mine -J a u@box", config).unwrap();
+        assert!(route.hops.iter().all(|hop| hop.identity_files == [Path::new("/mine"), Path::new("/service")]));
+    }
+
+    #[test]
+    fn jump_hosts_that_go_in_circles_are_refused() {
+        let everywhere = "Host *\nUser u\nProxyJump gate\n";
+        assert_eq!(addresses("box", everywhere), ["u@gate:22", "u@box:22"], "the gate itself is reached directly");
+        let circle = "Host a\nProxyJump b\nHost b\nProxyJump a\n";
+        assert!(matches!(resolve("a", circle), Err(SshError::Config { .. })));
+    }
+}

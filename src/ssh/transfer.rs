@@ -1,0 +1,439 @@
+//! Files to and from the box over SFTP.
+//!
+//! A [`Transfer`] is one SFTP channel; several run side by side. Uploads never overwrite, renames never replace. There is
+//! no limit on how long a file takes, only on how long nothing moves. What went wrong is told apart as far as SFTP allows:
+//! OpenSSH reports everything but missing files and missing permissions as plain "Failure" (sftp-server.c,
+//! `errno_to_portable`), so an existing file or a full disk is looked for afterwards.
+
+use std::{
+    fmt, io,
+    path::Path,
+    sync::Arc,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use russh_sftp::{
+    client::{error::Error as SftpError, fs::File},
+    protocol::{OpenFlags, StatusCode},
+};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::OwnedSemaphorePermit,
+    time::timeout,
+};
+
+use super::{Session, SshError, connection::Connection, sftp::SftpChannel};
+
+/// When nothing has moved for so long, a transfer has failed.
+const STALL: Duration = Duration::from_secs(30);
+/// How long cleaning up behind a failed upload may take.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+/// What OpenSSH reads and writes at once (255 KiB).
+const CHUNK: usize = 261_120;
+/// A write that fails with less space than this left has failed for lack of space.
+const FULL: u64 = 1 << 20;
+
+/// A way to move files. Its methods can be called side by side; dropping one of their futures stops that operation.
+pub struct Transfer {
+    /// `None` only while being dropped.
+    channel: Option<SftpChannel>,
+    /// Whether the channel has failed and must not be used again.
+    broken: AtomicBool,
+    connection: Arc<Connection>,
+    _permit: OwnedSemaphorePermit,
+    _session: Session,
+}
+
+/// What is known about a file on the box. Links are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// In bytes.
+    pub size: u64,
+    /// A folder.
+    pub is_dir: bool,
+    /// A regular file.
+    pub is_file: bool,
+    /// When its content was last changed, by the box's clock, to the second.
+    pub modified: Option<SystemTime>,
+}
+
+/// Why a file could not be moved.
+#[derive(Debug, Error)]
+pub enum TransferError {
+    /// The file, or the folder it should go into, is not there.
+    #[error("{path} does not exist on the box")]
+    NotFound {
+        /// On the box.
+        path: String,
+    },
+    /// The user on the box may not do that.
+    #[error("the box denies access to {path}")]
+    PermissionDenied {
+        /// On the box.
+        path: String,
+    },
+    /// The name is taken.
+    #[error("{path} already exists on the box")]
+    AlreadyExists {
+        /// On the box.
+        path: String,
+    },
+    /// The disk of the box is full.
+    #[error("the disk of the box is full, {path} does not fit")]
+    NoSpace {
+        /// On the box.
+        path: String,
+    },
+    /// The file has more bytes than asked for.
+    #[error("{path} is larger than {limit} bytes")]
+    TooLarge {
+        /// On the box.
+        path: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The connection broke; the file may be there in part.
+    #[error("{path} was not transferred completely: {source}")]
+    ConnectionLost {
+        /// On the box.
+        path: String,
+        /// What happened to the connection.
+        #[source]
+        source: SshError,
+    },
+    /// The connection stands, but nothing moves.
+    #[error("{path} was not transferred completely: nothing moved for {} s", STALL.as_secs())]
+    Stalled {
+        /// On the box.
+        path: String,
+    },
+    /// A file or stream on this machine failed.
+    #[error("{what}: {source}")]
+    Local {
+        /// What we tried to do.
+        what: String,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else the box reports.
+    #[error("the box reports about {path}: {reason}")]
+    Other {
+        /// On the box.
+        path: String,
+        /// In the box's words.
+        reason: String,
+    },
+}
+
+impl TransferError {
+    /// Whether the same may succeed over a new connection.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::ConnectionLost { .. } | Self::Stalled { .. } => true,
+            Self::NotFound { .. }
+            | Self::PermissionDenied { .. }
+            | Self::AlreadyExists { .. }
+            | Self::NoSpace { .. }
+            | Self::TooLarge { .. }
+            | Self::Local { .. }
+            | Self::Other { .. } => false,
+        }
+    }
+}
+
+impl Transfer {
+    pub(super) async fn open(session: Session, connection: Arc<Connection>) -> Result<Self, SshError> {
+        let (channel, permit) = connection.sftp.take(&connection).await?;
+        Ok(Self {
+            channel: Some(channel),
+            broken: AtomicBool::new(false),
+            connection,
+            _permit: permit,
+            _session: session,
+        })
+    }
+
+    /// What is at `path`; `None` if nothing is.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn stat(&self, path: &str) -> Result<Option<Stat>, TransferError> {
+        let found = self.guard(path, async { Ok(self.channel(path)?.client.metadata(path).await?) }).await;
+        match found {
+            Ok(found) => {
+                let kind = found.file_type();
+                Ok(Some(Stat {
+                    size: found.size.unwrap_or(0),
+                    is_dir: kind.is_dir(),
+                    is_file: kind.is_file(),
+                    modified: found.mtime.map(|seconds| UNIX_EPOCH + Duration::from_secs(u64::from(seconds))),
+                }))
+            }
+            Err(TransferError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Copies a local file to a new file on the box and returns its size. The box confirms every byte.
+    ///
+    /// If it fails, what was written is removed as far as the connection allows; if the future is dropped, it stays.
+    ///
+    /// # Errors
+    /// [`TransferError::AlreadyExists`] if there is such a file; see there for the others.
+    pub async fn upload(&self, local: &Path, remote: &str) -> Result<u64, TransferError> {
+        let reading = |source| TransferError::Local { what: format!("could not read {}", local.display()), source };
+        let mut source = tokio::fs::File::open(local).await.map_err(reading)?;
+        source.set_max_buf_size(CHUNK);
+        let mut target = self.create(remote).await?;
+        let mut size = 0;
+        let copied = async {
+            let mut chunk = vec![0; CHUNK];
+            loop {
+                let length = source.read(&mut chunk).await.map_err(reading)?;
+                if length == 0 {
+                    return self.guard(remote, async { Ok(target.shutdown().await?) }).await;
+                }
+                self.guard(remote, async { Ok(target.write_all(&chunk[..length]).await?) }).await?;
+                size += length as u64;
+            }
+        }
+        .await;
+        if let Err(error) = copied {
+            let error = self.perhaps_full(remote, error).await;
+            drop(target);
+            if !error.is_transient() {
+                let _ = timeout(CLEAN_UP, self.remove(remote)).await;
+            }
+            return Err(error);
+        }
+        Ok(size)
+    }
+
+    /// Copies a file of the box into `into`, and returns its size.
+    ///
+    /// # Errors
+    /// [`TransferError::TooLarge`] as soon as there are more than `limit` bytes, with up to `limit` bytes written;
+    /// [`TransferError::Local`] if `into` fails; see there for the others.
+    pub async fn download<W: AsyncWrite + Unpin>(
+        &self,
+        remote: &str,
+        into: &mut W,
+        limit: u64,
+    ) -> Result<u64, TransferError> {
+        let writing =
+            |source| TransferError::Local { what: format!("could not write what came from {remote}"), source };
+        let mut source = self.open_for_reading(remote).await?;
+        let mut chunk = vec![0; CHUNK];
+        let mut size = 0;
+        loop {
+            let length = self.guard(remote, async { Ok(source.read(&mut chunk).await?) }).await?;
+            if length == 0 {
+                break;
+            }
+            size += length as u64;
+            if size > limit {
+                return Err(TransferError::TooLarge { path: remote.to_owned(), limit });
+            }
+            into.write_all(&chunk[..length]).await.map_err(writing)?;
+        }
+        into.flush().await.map_err(writing)?;
+        self.guard(remote, async { Ok(source.close().await?) }).await?;
+        Ok(size)
+    }
+
+    /// The SHA-256 of a regular file on the box, which is read for this.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn sha256(&self, remote: &str) -> Result<[u8; 32], TransferError> {
+        let mut source = self.open_for_reading(remote).await?;
+        let attributes = self.guard(remote, async { Ok(source.metadata().await?) }).await?;
+        if !attributes.file_type().is_file() {
+            return Err(other(remote, "not a regular file"));
+        }
+        let mut hash = Sha256::new();
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            let length = self.guard(remote, async { Ok(source.read(&mut chunk).await?) }).await?;
+            if length == 0 {
+                break;
+            }
+            hash.update(&chunk[..length]);
+        }
+        self.guard(remote, async { Ok(source.close().await?) }).await?;
+        Ok(hash.finalize().into())
+    }
+
+    /// Renames a file, unless there is one of the new name.
+    ///
+    /// # Errors
+    /// [`TransferError::AlreadyExists`] if there is; see there for the others.
+    pub async fn rename(&self, from: &str, to: &str) -> Result<(), TransferError> {
+        // OpenSSH itself refuses to replace a file (sftp-server.c, `process_rename`, checked with 9.2). The look before
+        // is for other servers, which may not.
+        if self.stat(to).await?.is_some() {
+            return Err(TransferError::AlreadyExists { path: to.to_owned() });
+        }
+        match self.guard(from, async { Ok(self.channel(from)?.client.rename(from, to).await?) }).await {
+            Err(TransferError::Other { .. }) if self.stat(to).await?.is_some() => {
+                Err(TransferError::AlreadyExists { path: to.to_owned() })
+            }
+            result => result,
+        }
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn remove(&self, path: &str) -> Result<(), TransferError> {
+        self.guard(path, async { Ok(self.channel(path)?.client.remove_file(path).await?) }).await
+    }
+
+    /// The bytes that the user on the box may still write where `path` is; `None` if the box does not tell.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn free_bytes(&self, path: &str) -> Result<Option<u64>, TransferError> {
+        let disk = self.guard(path, async { Ok(self.channel(path)?.client.fs_info(path).await?) }).await?;
+        Ok(disk.map(|disk| disk.blocks_avail.saturating_mul(disk.fragment_size.max(1))))
+    }
+
+    async fn create(&self, remote: &str) -> Result<File, TransferError> {
+        let flags = OpenFlags::CREATE | OpenFlags::EXCLUDE | OpenFlags::WRITE;
+        match self.guard(remote, async { Ok(self.channel(remote)?.client.open_with_flags(remote, flags).await?) }).await
+        {
+            Err(TransferError::Other { .. }) if self.stat(remote).await?.is_some() => {
+                Err(TransferError::AlreadyExists { path: remote.to_owned() })
+            }
+            Err(error) => Err(self.perhaps_full(remote, error).await),
+            Ok(file) => Ok(file),
+        }
+    }
+
+    async fn open_for_reading(&self, remote: &str) -> Result<File, TransferError> {
+        self.guard(remote, async { Ok(self.channel(remote)?.client.open(remote).await?) }).await
+    }
+
+    /// A failed write is for lack of space if there is none left.
+    async fn perhaps_full(&self, remote: &str, error: TransferError) -> TransferError {
+        if !matches!(error, TransferError::Other { .. }) {
+            return error;
+        }
+        let folder = match remote.rsplit_once('/') {
+            Some(("", _)) => "/",
+            Some((folder, _)) => folder,
+            None => ".",
+        };
+        match timeout(CLEAN_UP, self.free_bytes(folder)).await {
+            Ok(Ok(Some(free))) if free < FULL => TransferError::NoSpace { path: remote.to_owned() },
+            _ => error,
+        }
+    }
+
+    fn channel(&self, path: &str) -> Result<&SftpChannel, Failure> {
+        self.channel.as_ref().ok_or_else(|| Failure::Status(format!("{path}: the channel is closed")))
+    }
+
+    /// Runs one step, unless the connection breaks or nothing moves any more.
+    async fn guard<T>(&self, path: &str, step: impl Future<Output = Result<T, Failure>>) -> Result<T, TransferError> {
+        let stalled = async {
+            match &self.channel {
+                Some(channel) => channel.traffic.stalled(STALL).await,
+                None => std::future::pending().await,
+            }
+        };
+        let failure = tokio::select! {
+            biased;
+            result = step => match result {
+                Ok(done) => return Ok(done),
+                Err(failure) => failure,
+            },
+            () = self.connection.gone.cancelled() => Failure::Sftp(SftpError::IO(String::new())),
+            () = stalled => Failure::Sftp(SftpError::Timeout),
+        };
+        Err(self.explain(path, failure))
+    }
+
+    fn explain(&self, path: &str, failure: Failure) -> TransferError {
+        let path = path.to_owned();
+        let error = match failure {
+            Failure::Status(reason) => return other(&path, &reason),
+            Failure::Sftp(error) => error,
+        };
+        match error {
+            SftpError::Status(status) => match status.status_code {
+                StatusCode::NoSuchFile => TransferError::NotFound { path },
+                StatusCode::PermissionDenied => TransferError::PermissionDenied { path },
+                _ => other(&path, &status.error_message),
+            },
+            SftpError::Timeout => {
+                self.broken.store(true, Ordering::Relaxed);
+                TransferError::Stalled { path }
+            }
+            SftpError::IO(reason) | SftpError::UnexpectedBehavior(reason) => {
+                self.broken.store(true, Ordering::Relaxed);
+                let source = if self.connection.is_closed() {
+                    self.connection.lost()
+                } else {
+                    let reason = format!("its SFTP server ended ({reason})");
+                    SshError::ConnectionLost { address: self.connection.address.clone(), reason }
+                };
+                TransferError::ConnectionLost { path, source }
+            }
+            error @ (SftpError::Limited(_) | SftpError::UnexpectedPacket) => {
+                self.broken.store(true, Ordering::Relaxed);
+                other(&path, &error.to_string())
+            }
+        }
+    }
+}
+
+fn other(path: &str, reason: &str) -> TransferError {
+    TransferError::Other { path: path.to_owned(), reason: reason.to_owned() }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if let Some(channel) = self.channel.take()
+            && !self.broken.load(Ordering::Relaxed)
+            && !self.connection.is_closed()
+        {
+            self.connection.sftp.give_back(channel);
+        }
+    }
+}
+
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transfer").field("address", &self.connection.address).finish_non_exhaustive()
+    }
+}
+
+/// What a step can end with, before it is known what that means.
+enum Failure {
+    Sftp(SftpError),
+    /// The box's words, from where the library keeps only those.
+    Status(String),
+}
+
+impl From<SftpError> for Failure {
+    fn from(error: SftpError) -> Self {
+        Self::Sftp(error)
+    }
+}
+
+/// russh-sftp's files wrap its errors into I/O errors, and statuses into their bare texts.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<SftpError>()) {
+            Some(inner) => Self::Sftp(inner.clone()),
+            None => Self::Status(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The documents tell the truth where a test can see it.
+
+use std::{fs, path::Path, process::Command};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn every_route_is_in_the_api_document() {
+    let source = read("src/http/mod.rs");
+    let routes: Vec<&str> = source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert_eq!(routes.len(), 6);
+    let document = read("docs/API.md");
+    for route in routes {
+        assert!(document.contains(&format!("/comfyui/workflow{route}")), "{route} is not in docs/API.md");
+    }
+}
+
+#[test]
+fn every_field_of_progress_is_in_the_api_document() {
+    let source = read("src/http/view.rs");
+    let view = source.split("struct WorkflowView").nth(1).and_then(|rest| rest.split("\n}").next()).unwrap();
+    let fields: Vec<&str> = view.lines().skip(1).filter_map(|line| line.trim().split(':').next()).collect();
+    let fields: Vec<&str> = fields.into_iter().filter(|field| !field.is_empty()).collect();
+    assert!(fields.len() >= 29, "{fields:?}");
+    let document = read("docs/API.md");
+    for field in fields {
+        assert!(document.contains(&format!("`{field}`")), "{field} is not in docs/API.md");
+    }
+}
+
+#[test]
+fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
+    let readme = read("README.md");
+    let body = readme.split("-d '{").nth(1).and_then(|rest| rest.split("}'").next()).expect("a curl example");
+    let body: serde_json::Value = serde_json::from_str(&format!("{{{body}}}")).unwrap();
+    for file in [&body["workflow_file"], &body["input_images"][0]] {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(file.as_str().unwrap()).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn the_readme_links_to_what_is_there() {
+    for document in ["README.md", "docs/API.md", "docs/ARCHITECTURE.md", "docs/OPERATIONS.md"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();
+        for link in read(document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            assert!(link.is_empty() || link.contains("://") || folder.join(link).exists(), "{document} links to {link}");
+        }
+    }
+}
+
+#[test]
+fn only_the_agreed_names_are_at_the_top_level() {
+    let listed = Command::new("git")
+        .args(["ls-files"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("git");
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let agreed = ["Cargo.toml", "Cargo.lock", "src", "tests", "docs", "examples", "config.toml", "README.md", "benches", "fuzz"];
+    for path in listed.lines() {
+        let top = path.split('/').next().unwrap();
+        assert!(top.starts_with('.') || agreed.contains(&top), "{path} is at the top level");
+    }
+}
