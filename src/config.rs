@@ -153,10 +153,12 @@ impl Config {
         if file.is_some() && !path.is_file() {
             return Err(ConfigError(format!("configuration file not found: {}", path.display())));
         }
-        let figment = Figment::from(Toml::string(DEFAULTS))
-            .merge(Toml::file_exact(path))
-            .merge(Env::prefixed("COMFY_REMOTE_").split("__"));
-        let config: Self = figment.extract().map_err(|error| ConfigError(sentence(error)))?;
+        let mut figment = Figment::from(Toml::string(DEFAULTS));
+        if path.is_file() {
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        let environment = Env::prefixed("COMFY_REMOTE_").split("__");
+        let config: Self = figment.merge(environment).extract().map_err(|error| ConfigError(sentence(error)))?;
         config.check()
     }
 
@@ -306,7 +308,7 @@ mod tests {
     fn a_bad_key_or_value_is_named_in_one_sentence() {
         for (text, expected) in [
             ("[server]\nprot = 1", "configuration key server.prot: unknown field"),
-            ("[serv]\nx = 1", "configuration: unknown field"),
+            ("[serv]\nx = 1", "configuration key serv: unknown field"),
             ("[server]\nbind = \"nowhere\"", "configuration key server.bind: "),
             ("[server]\ncors_origins = [\"localhost\"]", "configuration key server.cors_origins.0: "),
             ("[ssh]\nhost_keys = \"maybe\"", "configuration key ssh.host_keys: unknown variant"),

@@ -77,7 +77,7 @@ impl NodeFailure {
     }
 }
 
-/// Entries of a traceback can hold several lines each.
+/// Entries of a traceback can hold several lines each. Python 3.11 underlines the code; these lines only take room.
 fn traceback_tail(traceback: &Value) -> Vec<String> {
     let entries: Vec<&str> = match traceback {
         Value::String(text) => vec![text],
@@ -86,7 +86,8 @@ fn traceback_tail(traceback: &Value) -> Vec<String> {
     };
     let lines = entries.iter().rev().flat_map(|entry| entry.lines().rev()).map(str::trim_end);
     let (mut tail, mut bytes) = (Vec::new(), 0);
-    for line in lines.filter(|line| !line.is_empty()).take(MAX_TRACEBACK_LINES) {
+    let is_underline = |line: &str| line.trim_start().trim_matches(['^', '~']).is_empty();
+    for line in lines.filter(|line| !is_underline(line)).take(MAX_TRACEBACK_LINES) {
         bytes += line.len();
         if bytes > MAX_TRACEBACK_BYTES {
             break;
@@ -112,7 +113,7 @@ mod tests {
     fn a_failure_is_read_from_any_shape() {
         let failure = NodeFailure::read(&json!({
             "node_id": 5, "node_type": "KSampler", "exception_type": "torch.OutOfMemoryError",
-            "exception_message": "Allocation on device\n", "traceback": ["  File a\n    x()\n", 3, "  File b\n"],
+            "exception_message": "Allocation on device\n", "traceback": ["  File a\n    x()\n    ~^^\n", 3, "  File b\n"],
             "current_inputs": [],
         }));
         let failure = failure.unwrap();

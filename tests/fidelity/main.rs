@@ -124,6 +124,8 @@ async fn side_by_side() {
         return;
     };
     let sandbox = Server::sandbox(version_of(NOVEMBER)).await;
+    special::compare_answers(&sandbox, &real).await;
+    special::compare_runs(&sandbox, &real).await;
     let october = october::NAMES.iter().map(|name| (OCTOBER, *name));
     let november = november::NAMES.iter().map(|name| (NOVEMBER, *name));
     for (server, name) in october.chain(november) {
@@ -134,6 +136,5 @@ async fn side_by_side() {
         forgive(&trace, &mut expected, &mut got);
         assert_same(&format!("side by side: {name}"), &expected, &got);
     }
-    special::compare_answers(&sandbox, &real).await;
     sandbox.stop().await;
 }

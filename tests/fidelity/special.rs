@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{NOVEMBER, OCTOBER, version_of};
-use crate::normal::{Names, normal};
+use crate::normal::{Names, Recording, assert_same, normal};
 use crate::replay::picture;
 use crate::server::{Answer, Server, answer};
 use crate::trace::{Trace, fixtures};
@@ -168,6 +168,8 @@ fn shape(value: &Value) -> Value {
 
 /// The same situation on the sandbox and on the real server, where there is no recording.
 pub(crate) async fn compare_answers(sandbox: &Server, real: &Server) {
+    sandbox.reset().await;
+    real.reset().await;
     let linked = |source: &str, output: i32| json!({"1": {"class_type": "ImageInvert", "inputs": {"image": [source, output]}}, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}});
     let bodies = [
         json!({"prompt": {"1": {"class_type": "SaveImage"}}}),
@@ -184,6 +186,7 @@ pub(crate) async fn compare_answers(sandbox: &Server, real: &Server) {
         json!({"prompt": {"1": []}}),
         json!({"prompt": {"1": {"class_type": "RigText", "inputs": {"text": ["1", 0]}}}}),
         json!({"prompt": {"1": {"class_type": "RigText", "inputs": {"text": {"__value__": ["a", "b"]}}}}, "prompt_id": "fixed id"}),
+        json!({"prompt": {"1": {"class_type": "RigText", "inputs": {"text": {"__value__": ["a", "b"]}}}}, "prompt_id": "cached"}),
         json!("text"),
         json!(5),
     ];
@@ -193,7 +196,7 @@ pub(crate) async fn compare_answers(sandbox: &Server, real: &Server) {
     }
     sandbox.wait_until_idle().await;
     real.wait_until_idle().await;
-    for path in ["/nope", "/features", "/embeddings", "/models/loras", "/models/nope", "/object_info/Nope", "/history?max_items=x", "/history/fixed%20id", "/ws", "/api/jobs", "/queue", "/prompt"] {
+    for path in ["/nope", "/features", "/embeddings", "/models/loras", "/models/nope", "/object_info/Nope", "/history?max_items=x", "/history/fixed%20id", "/history/cached", "/ws", "/api/jobs", "/queue", "/prompt"] {
         same(path, &sandbox.get(path).await, &real.get(path).await);
     }
     for path in ["/view", "/nope", "/system_stats"] {
@@ -205,6 +208,44 @@ pub(crate) async fn compare_answers(sandbox: &Server, real: &Server) {
             same(&format!("POST {path} {body}"), &ours, &theirs);
         }
     }
+}
+
+/// Graphs whose order or caching the recordings do not show.
+pub(crate) async fn compare_runs(sandbox: &Server, real: &Server) {
+    let empty = |color: i32| json!({"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": color}});
+    let invert = |source: &str| json!({"class_type": "ImageInvert", "inputs": {"image": [source, 0]}});
+    let show = |source: &str| json!({"class_type": "PreviewImage", "inputs": {"images": [source, 0]}});
+    let batch = |a: &str, b: &str| json!({"class_type": "ImageBatch", "inputs": {"image1": [a, 0], "image2": [b, 0]}});
+    let scale = |source: &str| json!({"class_type": "ImageScale", "inputs": {"image": [source, 0], "upscale_method": "lanczos", "width": 0, "height": 4, "crop": "center"}});
+    let diamond = json!({"a": empty(1), "b": empty(2), "c": batch("a", "b"), "d": scale("c"), "e": show("d"), "f": show("a"), "x": invert("b"), "y": invert("x"), "z": show("y")});
+    let bodies = [
+        json!({"prompt": diamond}),
+        json!({"prompt": diamond, "partial_execution_targets": ["e"]}),
+        json!({"prompt": {"1": empty(7), "2": show("1"), "3": {"class_type": "ImageInvert", "inputs": {}}, "4": {"class_type": "RigFail", "inputs": {"image": ["1", 0], "message": "not needed"}}}}),
+        json!({"prompt": {"9": show("8"), "8": invert("7"), "7": invert("6"), "6": empty(9), "5": show("4"), "4": empty(9)}}),
+        json!({"prompt": {"1": empty(7), "2": {"class_type": "RigFail", "inputs": {"image": ["1", 0], "message": "first"}}, "3": show("2"), "4": show("1"), "unknown": empty(3)}}),
+        json!({"prompt": {"10": empty(7), "20": show("10"), "unknown": {"class_type": "ImageInvert", "inputs": {"image": ["10", 0], "more": 5}}}}),
+    ];
+    sandbox.reset().await;
+    real.reset().await;
+    for mut body in bodies {
+        body["client_id"] = json!("fidelity");
+        let (ours, theirs) = (run(sandbox, &body).await, run(real, &body).await);
+        assert_same(&format!("{body}"), &theirs, &ours);
+    }
+}
+
+async fn run(server: &Server, body: &Value) -> Recording {
+    let mut recording = Recording::default();
+    let mut socket = server.connect(Some("fidelity")).await;
+    let accepted = server.post("/prompt", body).await;
+    let id = accepted.body["prompt_id"].as_str().unwrap_or_else(|| panic!("{accepted:?}")).to_owned();
+    recording.names.add(&id, "prompt");
+    socket.wait_for("the end", |message| message["type"] == "executing" && message["data"]["node"].is_null()).await;
+    socket.close().await;
+    recording.streams.insert("ws".into(), socket.heard);
+    recording.answers = vec![accepted.body, server.get(&format!("/history/{id}")).await.body];
+    recording
 }
 
 fn same(what: &str, ours: &Answer, theirs: &Answer) {

@@ -86,7 +86,7 @@ pub(crate) fn refused() -> Vec<(Value, &'static str)> {
     vec![
         (json!({"1": empty, "2": save(json!({"filename_prefix": "x"}))}), "2 (SaveImage)"),
         (json!({"1": {"class_type": "NoSuchNodeAnywhere", "inputs": {}}, "2": saved}), "NoSuchNodeAnywhere"),
-        (json!({"1": empty}), "no outputs"),
+        (json!({"1": empty}), "no node that saves or shows a result"),
         (json!({"1": {"class_type": "LoadImage", "inputs": {"image": "not_there.png"}}, "2": saved}), "not_there.png"),
         (
             json!({"1": {"class_type": "EmptyImage", "inputs": {"width": -5, "height": 16, "batch_size": 1, "color": 0}}, "2": saved}),

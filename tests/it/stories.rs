@@ -410,8 +410,8 @@ async fn the_service_is_killed_mid_run_and_goes_on(mut stage: Stage) {
     let before = stage.running(&id).await;
     stage.service.kill();
     stage.service.launch();
-    let again = stage.client().progress(&id).await;
-    assert_eq!((&again["status"], &again["prompt_id"]), (&json!("executing"), &before["prompt_id"]));
+    let again = stage.client().wait_for(&id, "the run again", PATIENCE, |now| now["status"] == "executing").await;
+    assert_eq!(again["prompt_id"], before["prompt_id"]);
     let done = stage.completed(&id).await;
     assert_eq!((&done["prompt_id"], &done["attempt"]), (&before["prompt_id"], &json!(1)));
     assert_eq!(files(&done), [stage.service.output_dir().join(format!("{tag}_slow_00001_.png"))]);

@@ -396,6 +396,7 @@ async fn interrupt(State(shared): Engine, body: RawBody) -> Response {
 
 async fn free(State(shared): Engine, body: RawBody) -> Response {
     match parse(body) {
+        Ok(body) if !body.is_object() => crash(),
         Ok(body) => {
             if is_truthy(body.get("free_memory")) {
                 shared.queue.free_memory();
