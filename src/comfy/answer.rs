@@ -149,7 +149,9 @@ impl Answer {
     fn is_html(&self) -> bool {
         let start = self.body.trim_ascii_start();
         let start = start[..start.len().min(16)].to_ascii_lowercase();
-        self.content_type.starts_with("text/html") || start.starts_with(b"<!doctype html") || start.starts_with(b"<html")
+        self.content_type.starts_with("text/html")
+            || start.starts_with(b"<!doctype html")
+            || start.starts_with(b"<html")
     }
 
     /// The text between the first `<title>` and its end.

@@ -68,18 +68,19 @@ impl Client {
                 Ok((class, definition))
             })
             .buffer_unordered(PARALLEL);
-        let all = answers.try_fold((Definitions::default(), 0), |(mut definitions, total), (class, answer)| async move {
-            let Some((definition, size)) = answer else {
-                definitions.missing.insert(class);
-                return Ok((definitions, total));
-            };
-            let total = total + size;
-            if total > MAX_JSON_BYTES {
-                return Err(ComfyError::TooBig { what: WHAT, limit: MAX_JSON_BYTES });
-            }
-            definitions.known.insert(class, definition);
-            Ok((definitions, total))
-        });
+        let all =
+            answers.try_fold((Definitions::default(), 0), |(mut definitions, total), (class, answer)| async move {
+                let Some((definition, size)) = answer else {
+                    definitions.missing.insert(class);
+                    return Ok((definitions, total));
+                };
+                let total = total + size;
+                if total > MAX_JSON_BYTES {
+                    return Err(ComfyError::TooBig { what: WHAT, limit: MAX_JSON_BYTES });
+                }
+                definitions.known.insert(class, definition);
+                Ok((definitions, total))
+            });
         within(WHAT, ALL, all).await.map(|(definitions, _)| definitions)
     }
 
@@ -157,9 +158,23 @@ fn is_truthy(value: &Value) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn recorded_definitions_are_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/traces/comfyui-0.3.75-pypi/object_info.json");
+        let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let definition = |class: &str| Definition::read(class, document[class].clone());
+        let image = definition("LoadImage");
+        assert_eq!(image.input("image"), Some(&Input { is_upload: true, lazy: false, required: true }));
+        assert_eq!(definition("SaveImage").input("images"), Some(&Input { required: true, ..Input::default() }));
+        let ends = |class: &str| definition(class).output_node;
+        assert!(ends("SaveImage") && ends("PreviewImage") && ends("PreviewAny"));
+        assert!(!ends("LoadImage") && !ends("ImageInvert"));
+    }
 
     fn input(class: &str, spec: Value) -> Input {
         let raw = json!({"input": {"required": {"video": spec}}, "output_node": false});
@@ -185,7 +200,8 @@ mod tests {
 
     #[test]
     fn nulls_and_absences_mean_no() {
-        let definition = Definition::read("A", json!({"output_node": null, "input": {"optional": {"a": ["INT", {"lazy": true}]}}}));
+        let definition =
+            Definition::read("A", json!({"output_node": null, "input": {"optional": {"a": ["INT", {"lazy": true}]}}}));
         assert!(!definition.output_node);
         assert_eq!(definition.input("a"), Some(&Input { is_upload: false, lazy: true, required: false }));
         assert_eq!(definition.input("b"), None);

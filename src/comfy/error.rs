@@ -95,7 +95,12 @@ impl ComfyError {
     /// What reqwest could not do. `what` names the call.
     pub(super) fn from_reqwest(what: &'static str, error: reqwest::Error) -> Self {
         let source = error.without_url();
-        Self::Unreachable { what, cause: root_cause(&source), sent: !source.is_connect() && !source.is_builder(), source }
+        Self::Unreachable {
+            what,
+            cause: root_cause(&source),
+            sent: !source.is_connect() && !source.is_builder(),
+            source,
+        }
     }
 }
 

@@ -151,7 +151,14 @@ impl Messages {
         match kind {
             "execution_start" => self.started_ms = at,
             "execution_cached" => {
-                self.cached = data.get("nodes").and_then(Value::as_array).into_iter().flatten().filter_map(id_of).map(NodeId::from).collect();
+                self.cached = data
+                    .get("nodes")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(id_of)
+                    .map(NodeId::from)
+                    .collect();
             }
             "execution_success" => self.ended_ms = at,
             "execution_interrupted" => (self.interrupted, self.ended_ms) = (true, at),
@@ -233,7 +240,10 @@ mod tests {
         assert_eq!(outcome(json!({"status_str": "success", "messages": null})), Outcome::Succeeded);
         let interrupted = json!({"status_str": "error", "messages": [["execution_interrupted", {}]]});
         assert_eq!(outcome(interrupted), Outcome::Interrupted);
-        assert_eq!(outcome(json!({"status_str": "error", "messages": ["execution_interrupted"]})), Outcome::Interrupted);
+        assert_eq!(
+            outcome(json!({"status_str": "error", "messages": ["execution_interrupted"]})),
+            Outcome::Interrupted
+        );
         let error = json!(["execution_error", {"node_id": "5", "exception_type": "graph.DependencyCycleError"}]);
         let Outcome::Failed(failure) = outcome(json!({"status_str": "success", "messages": [[], 3, error]})) else {
             panic!("an error wins over success");
@@ -254,7 +264,9 @@ mod tests {
         let names: Vec<_> = entry
             .outputs
             .iter()
-            .map(|(node, output)| (node.as_str(), output.files.iter().map(|file| file.filename.as_str()).collect::<Vec<_>>()))
+            .map(|(node, output)| {
+                (node.as_str(), output.files.iter().map(|file| file.filename.as_str()).collect::<Vec<_>>())
+            })
             .collect();
         assert_eq!(names, [("12", vec!["a.png"]), ("7", vec!["b.png"])]);
     }

@@ -119,8 +119,15 @@ impl Decoder {
             // Sent when a prompt is added, begins or ends. When one begins, the count stays the same but every
             // place moves up, so the count says less than the message.
             "status" => decoded.queue_changed = true,
-            "execution_start" | "execution_cached" | "executing" | "progress" | "progress_state" | "executed"
-            | "execution_success" | "execution_error" | "execution_interrupted" => {
+            "execution_start"
+            | "execution_cached"
+            | "executing"
+            | "progress"
+            | "progress_state"
+            | "executed"
+            | "execution_success"
+            | "execution_error"
+            | "execution_interrupted" => {
                 if self.is_ours(data) {
                     self.news(&kind, data, &mut decoded);
                 }
@@ -324,5 +331,4 @@ fn step_of(data: &Value) -> Option<(f64, f64)> {
 }
 
 #[cfg(test)]
-#[path = "message_tests.rs"]
 mod tests;

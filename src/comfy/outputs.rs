@@ -130,7 +130,8 @@ impl Reported {
 
 /// A node that returned a bare string where ComfyUI wants a list: it has become a list of characters.
 fn joined(items: &[Value]) -> Option<String> {
-    let is_character = |item: &Value| item.as_str().is_some_and(|text| text.chars().nth(1).is_none() && !text.is_empty());
+    let is_character =
+        |item: &Value| item.as_str().is_some_and(|text| text.chars().nth(1).is_none() && !text.is_empty());
     if items.len() < 2 || !items.iter().all(is_character) {
         return None;
     }
@@ -152,8 +153,7 @@ fn file(key: &str, fields: &Map<String, Value>) -> Option<RemoteFile> {
 /// Preview3D names its file by a path in the output folder, with a camera or null and a background behind it
 /// (comfy_api/latest/_ui.py, PreviewUI3D). Anything else under `result` is not a file.
 fn three_d_result(value: &Value) -> Option<RemoteFile> {
-    const EXTENSIONS: [&str; 10] =
-        ["glb", "gltf", "obj", "ply", "stl", "fbx", "usdz", "splat", "spz", "ksplat"];
+    const EXTENSIONS: [&str; 10] = ["glb", "gltf", "obj", "ply", "stl", "fbx", "usdz", "splat", "spz", "ksplat"];
     let (mut path, mut folder) = (value.get(0)?.as_str()?, Folder::Output);
     for (suffix, named) in ANNOTATIONS {
         if let Some(bare) = path.strip_suffix(suffix) {
@@ -171,9 +171,9 @@ fn three_d_result(value: &Value) -> Option<RemoteFile> {
 fn remote_file(filename: &str, subfolder: &str, folder: Folder, listed_as: &str) -> RemoteFile {
     let mut subfolder = subfolder.replace('\\', "/").trim_end_matches('/').to_owned();
     let mut filename = filename.to_owned();
-    let split = filename.rsplit_once('/').filter(|(parent, name)| {
-        !name.is_empty() && parent.split('/').all(|part| !matches!(part, "" | "." | ".."))
-    });
+    let split = filename
+        .rsplit_once('/')
+        .filter(|(parent, name)| !name.is_empty() && parent.split('/').all(|part| !matches!(part, "" | "." | "..")));
     if let Some((parent, name)) = split {
         subfolder = if subfolder.is_empty() { parent.to_owned() } else { format!("{subfolder}/{parent}") };
         filename = name.to_owned();
@@ -229,15 +229,16 @@ mod tests {
         assert_eq!(names(&temp), ["temp:/t.png"]);
         let both = json!({"images": [item("t.png", "temp"), item("o.png", "output"), item("o.png", "output")]});
         assert_eq!(names(&both), ["output:/o.png"]);
-        assert_eq!(names(&json!({"images": [{"filename": "x.png"}, item("y.png", "strange")]})), [
-            "output:/x.png",
-            "output:/y.png"
-        ]);
+        assert_eq!(
+            names(&json!({"images": [{"filename": "x.png"}, item("y.png", "strange")]})),
+            ["output:/x.png", "output:/y.png"]
+        );
     }
 
     #[test]
     fn a_path_in_a_name_moves_to_the_subfolder_unless_it_points_elsewhere() {
-        let one = |filename: &str, subfolder: &str| names(&json!({"f": [{"filename": filename, "subfolder": subfolder}]}));
+        let one =
+            |filename: &str, subfolder: &str| names(&json!({"f": [{"filename": filename, "subfolder": subfolder}]}));
         assert_eq!(one("a/b.png", ""), ["output:a/b.png"]);
         assert_eq!(one("a/b.png", "s/"), ["output:s/a/b.png"]);
         assert_eq!(one("../b.png", ""), ["output:/../b.png"]);
@@ -248,7 +249,10 @@ mod tests {
     #[test]
     fn of_a_3d_preview_only_the_mesh_is_a_file() {
         let camera = json!({"position": {"x": 1}, "cameraType": "perspective"});
-        assert_eq!(names(&json!({"result": ["mesh\\a_00001_.glb", camera, "temp/bg.png"]})), ["output:mesh/a_00001_.glb"]);
+        assert_eq!(
+            names(&json!({"result": ["mesh\\a_00001_.glb", camera, "temp/bg.png"]})),
+            ["output:mesh/a_00001_.glb"]
+        );
         assert_eq!(names(&json!({"result": ["a.GLB [temp]", null]})), ["temp:/a.GLB"]);
         assert_eq!(names(&json!({"result": ["https://x/a.glb"]})), Vec::<String>::new());
         assert_eq!(read(&json!({"result": ["a caption"]})).texts, ["a caption"]);
@@ -259,16 +263,27 @@ mod tests {
         let texts = |output: Value| read(&output).texts;
         assert_eq!(texts(json!({"text": ["one", "two"]})), ["one", "two"]);
         assert_eq!(texts(json!({"text": ["o", "n", "é", " "]})), ["oné "]);
-        assert_eq!(texts(json!({"text": ["a"], "string": "bare", "value": [1, "2", ["x y"]]})), ["a", "bare", "2", "x y"]);
+        assert_eq!(
+            texts(json!({"text": ["a"], "string": "bare", "value": [1, "2", ["x y"]]})),
+            ["a", "bare", "2", "x y"]
+        );
         assert_eq!(texts(json!({"images": [{"filename": "a.png", "format": "png"}], "s": [{"k": "label"}]})), [""; 0]);
     }
 
     #[test]
     fn long_texts_and_long_lists_are_cut() {
         let text = &read(&json!({"text": ["é".repeat(100_000)]})).texts[0];
-        assert!(text.len() <= MAX_TEXT_BYTES && text.len() > MAX_TEXT_BYTES - 8 && text.ends_with("é…"), "{}", text.len());
+        assert!(
+            text.len() <= MAX_TEXT_BYTES && text.len() > MAX_TEXT_BYTES - 8 && text.ends_with("é…"),
+            "{}",
+            text.len()
+        );
         let texts = read(&json!({"text": vec!["x".repeat(60_000); 100]})).texts;
-        assert!(texts.iter().map(String::len).sum::<usize>() <= MAX_TEXTS_BYTES && texts.len() == 18, "{}", texts.len());
+        assert!(
+            texts.iter().map(String::len).sum::<usize>() <= MAX_TEXTS_BYTES && texts.len() == 18,
+            "{}",
+            texts.len()
+        );
         let many: Vec<_> = (0..MAX_FILES + 5).map(|i| json!({"filename": format!("{i}.png")})).collect();
         assert_eq!(read(&json!({"images": many})).files.len(), MAX_FILES);
         let joined = read(&json!({"text": vec!["x"; 200_000]})).texts;

@@ -287,8 +287,10 @@ mod tests {
 
     #[test]
     fn a_marker_identifies_one_attempt() {
-        let marked = |id: &str, ours: &str| json!([1, id, {}, {"comfy_remote": {"workflow_id": "w", "prompt_id": ours}}, []]);
-        let queue = parse(&json!({"queue_running": [marked("s1", "first")], "queue_pending": [marked("s2", "second")]}));
+        let marked =
+            |id: &str, ours: &str| json!([1, id, {}, {"comfy_remote": {"workflow_id": "w", "prompt_id": ours}}, []]);
+        let queue =
+            parse(&json!({"queue_running": [marked("s1", "first")], "queue_pending": [marked("s2", "second")]}));
         let place = |ours: &str, workflow: &str| queue.place_of(&ours.into(), &workflow.into());
         assert_eq!(place("first", "w"), Some(("s1".into(), Place::Running)));
         assert_eq!(place("second", "w"), Some(("s2".into(), Place::Pending(1))));

@@ -155,7 +155,9 @@ impl Finding {
     fn bare(id: &str, graph: &Value) -> Self {
         let class_type = class_in(graph, id);
         let title = graph.get(id).and_then(|node| text_of(node.get("_meta")?, "title"));
-        let title = title.map(|title| clip_to(&title, 80)).filter(|title| !title.is_empty() && Some(title) != class_type.as_ref());
+        let title = title
+            .map(|title| clip_to(&title, 80))
+            .filter(|title| !title.is_empty() && Some(title) != class_type.as_ref());
         let empty = String::new;
         Self { node_id: id.into(), class_type, title, kind: empty(), message: empty(), details: empty(), input: None }
     }
@@ -191,7 +193,8 @@ fn class_finding(error: &Value, graph: &Value) -> Option<Finding> {
     let id = extra.get("node_id").and_then(id_of).or_else(in_text)?;
     // Of another fault of the prompt, an older server would say invalid_prompt too; its message is kept then.
     let message = text_of(error, "message").unwrap_or_default();
-    let is_about_class = kind == "missing_node_type" || message.contains("does not exist") || message.contains("class_type");
+    let is_about_class =
+        kind == "missing_node_type" || message.contains("does not exist") || message.contains("class_type");
     let mut finding = Finding::bare(&clip_to(&id, 80), graph);
     finding.class_type = text_of(extra, "class_type").or(finding.class_type).map(|class| clip_to(&class, MAX_CHARS));
     finding.kind = if is_about_class { kind } else { "invalid".into() };
@@ -287,19 +290,27 @@ mod tests {
         let text = |answer: Value| Refusal::read(&answer, &json!([])).to_string();
         assert_eq!(text(json!({"error": "no"})), "ComfyUI refused the workflow: no");
         assert_eq!(text(json!(3)), "ComfyUI refused the workflow: it does not say why");
-        assert_eq!(text(json!({"error": {"type": "invalid_prompt", "message": "x", "details": 3}, "node_errors": []})),
-            "ComfyUI refused the workflow: x: 3");
-        assert_eq!(text(json!({"node_errors": {"1": {"errors": [null, {"type": "t"}]}}})),
-            "ComfyUI refused the workflow: node 1: it is not valid; node 1: t");
+        assert_eq!(
+            text(json!({"error": {"type": "invalid_prompt", "message": "x", "details": 3}, "node_errors": []})),
+            "ComfyUI refused the workflow: x: 3"
+        );
+        assert_eq!(
+            text(json!({"node_errors": {"1": {"errors": [null, {"type": "t"}]}}})),
+            "ComfyUI refused the workflow: node 1: it is not valid; node 1: t"
+        );
     }
 
     #[test]
     fn titles_help_and_long_lists_end() {
         let graph = json!({"1": {"class_type": "KSampler", "_meta": {"title": "Main pass"}}});
-        let errors: Vec<_> = (0..25).map(|i| json!({"message": "Bad", "details": format!("{i}{}", "x".repeat(9000))})).collect();
+        let errors: Vec<_> =
+            (0..25).map(|i| json!({"message": "Bad", "details": format!("{i}{}", "x".repeat(9000))})).collect();
         let findings = Findings::read(&json!({"1": {"errors": errors}}), &graph);
         let text = findings.to_string();
-        assert!(text.starts_with("node 1 (KSampler \"Main pass\"): Bad: 0xxx") && text.ends_with("; and 15 more"), "{text}");
+        assert!(
+            text.starts_with("node 1 (KSampler \"Main pass\"): Bad: 0xxx") && text.ends_with("; and 15 more"),
+            "{text}"
+        );
         assert!(text.len() < 5000, "{}", text.len());
         let twice = json!({"1": {"errors": [{"message": "same"}, {"message": "same"}]}});
         assert_eq!(Findings::read(&twice, &graph).iter().count(), 1);

@@ -148,15 +148,6 @@ impl Socket {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        Self::connect_with(Box::new(stream), client, credential_key, PATIENCE).await
-    }
-
-    async fn connect_with(
-        stream: Box<dyn Stream>,
-        client: &ClientId,
-        credential_key: Option<&str>,
-        patience: Patience,
-    ) -> Result<Self, SocketError> {
         let url = format!("ws://127.0.0.1/ws?clientId={}", percent_encode(client.as_str()));
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
@@ -164,10 +155,11 @@ impl Socket {
             .max_write_buffer_size(1 << 20)
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));
-        let upgrade = client_async_with_config(url, Counted { stream, received: 0 }, Some(config));
-        let (ws, _) = tokio::time::timeout(HANDSHAKE, upgrade).await.map_err(|_| SocketError::NotReady(HANDSHAKE))??;
-        let mut socket =
-            Self { ws, early: VecDeque::new(), credential_key: None, heartbeat: Heartbeat::new(patience) };
+        let upgrade = client_async_with_config(url, Counted { stream: Box::new(stream), received: 0 }, Some(config));
+        let (ws, _) =
+            tokio::time::timeout(HANDSHAKE, upgrade).await.map_err(|_| SocketError::NotReady(HANDSHAKE))??;
+        let heartbeat = Heartbeat::new(PATIENCE);
+        let mut socket = Self { ws, early: VecDeque::new(), credential_key: None, heartbeat };
         socket.greet(credential_key).await?;
         Ok(socket)
     }
@@ -350,5 +342,4 @@ impl AsyncWrite for Counted {
 }
 
 #[cfg(test)]
-#[path = "socket_tests.rs"]
 mod tests;

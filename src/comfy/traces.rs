@@ -18,7 +18,9 @@ impl Trace {
     pub(super) fn http(&self, method: &str, path: &str) -> impl Iterator<Item = &Value> {
         self.lines.iter().filter(move |line| {
             let route = line["path"].as_str().unwrap_or_default().split('?').next().unwrap_or_default();
-            line["src"] == "http" && line["method"] == method && (route == path || route.starts_with(&format!("{path}/")))
+            line["src"] == "http"
+                && line["method"] == method
+                && (route == path || route.starts_with(&format!("{path}/")))
         })
     }
 
@@ -29,8 +31,12 @@ impl Trace {
 
     /// Names of the recorded sockets.
     pub(super) fn sockets(&self) -> Vec<&str> {
-        let mut names: Vec<&str> =
-            self.lines.iter().filter(|line| line.get("msg").is_some()).filter_map(|line| line["src"].as_str()).collect();
+        let mut names: Vec<&str> = self
+            .lines
+            .iter()
+            .filter(|line| line.get("msg").is_some())
+            .filter_map(|line| line["src"].as_str())
+            .collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -63,7 +69,8 @@ fn load() -> Vec<Trace> {
                 continue;
             }
             let text = fs::read_to_string(&path).unwrap();
-            let name = format!("{}/{}", server.file_name().to_string_lossy(), path.file_stem().unwrap().to_string_lossy());
+            let name =
+                format!("{}/{}", server.file_name().to_string_lossy(), path.file_stem().unwrap().to_string_lossy());
             traces.push(Trace { name, lines: text.lines().map(|line| serde_json::from_str(line).unwrap()).collect() });
         }
     }

@@ -56,7 +56,8 @@ impl Client {
         let size = file.metadata().await.map_err(unreadable)?.len();
         let progress = Arc::new(Progress::default());
         // No more is sent than was announced, should the file grow meanwhile; one that shrinks fails.
-        let part = Part::stream_with_length(body(file.take(size), Arc::clone(&progress)), size).file_name(name.to_owned());
+        let part =
+            Part::stream_with_length(body(file.take(size), Arc::clone(&progress)), size).file_name(name.to_owned());
         let request = self.request(Method::POST, "/upload/image").multipart(Form::new().part("image", part));
         let exchange = async {
             let response = request.send().await.map_err(|error| ComfyError::from_reqwest(WHAT, error))?;

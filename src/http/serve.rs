@@ -3,7 +3,7 @@
 //! `axum::serve` sets no timer, so a client that never finishes its headers would hold its connection for ever, and
 //! waits for hung connections when it stops. This loop has a deadline for both.
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1};
@@ -55,7 +55,7 @@ fn spawn_connection(stream: TcpStream, router: Router, connections: &GracefulShu
         let mut router = router.clone();
         async move {
             let ready: &mut Router = ServiceExt::<hyper::Request<Body>>::ready(&mut router).await?;
-            Ok::<_, Infallible>(ready.call(request.map(Body::new)).await?)
+            ready.call(request.map(Body::new)).await
         }
     });
     let mut server = http1::Builder::new();

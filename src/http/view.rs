@@ -167,7 +167,7 @@ impl<'a> From<&'a WorkflowState> for WorkflowView<'a> {
             texts: &state.texts,
             warnings: &state.warnings,
             error_code: failure.map(|failure| failure.code),
-            error_detail: failure.and_then(|failure| failure.detail.as_ref()),
+            error_detail: failure.and_then(|failure| failure.detail.as_deref()),
         }
     }
 }

@@ -131,7 +131,8 @@ fn prepare_output_dir(given: &str) -> Result<PathBuf, String> {
     if path.exists() && !path.is_dir() {
         return Err(format!("Output folder is not a folder: {given}"));
     }
-    fs::create_dir_all(&path).map_err(|error| format!("Output folder cannot be created: {given}: {}", plain(&error)))?;
+    fs::create_dir_all(&path)
+        .map_err(|error| format!("Output folder cannot be created: {given}: {}", plain(&error)))?;
     tempfile::tempfile_in(&path)
         .map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
     Ok(path)

@@ -99,12 +99,7 @@ impl Execution {
         }
     }
 
-    async fn fetch(
-        &self,
-        link: &Link,
-        output: Output,
-        by_view: &AtomicBool,
-    ) -> (Output, Result<Fetched, StepError>) {
+    async fn fetch(&self, link: &Link, output: Output, by_view: &AtomicBool) -> (Output, Result<Fetched, StepError>) {
         let fetched = self.fetch_with_retries(link, &output, by_view).await;
         (output, fetched)
     }

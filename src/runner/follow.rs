@@ -148,10 +148,9 @@ impl Looks {
 pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
     match &ending.outcome {
         Outcome::Succeeded => None,
-        Outcome::Interrupted => Some(Failure::new(
-            ErrorCode::Interrupted,
-            "The run was interrupted on the box, not by this service",
-        )),
+        Outcome::Interrupted => {
+            Some(Failure::new(ErrorCode::Interrupted, "The run was interrupted on the box, not by this service"))
+        }
         Outcome::Failed(node) => {
             let code = if node.is_out_of_memory() { ErrorCode::OutOfMemory } else { ErrorCode::NodeError };
             let detail = ErrorDetail {
@@ -164,7 +163,7 @@ pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
                 code,
                 message: format!("Node execution failed: {}", node.exception_message.trim()),
                 node_type: node.node_type.clone(),
-                detail: Some(detail),
+                detail: Some(Box::new(detail)),
             })
         }
     }

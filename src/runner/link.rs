@@ -61,7 +61,7 @@ impl Link {
     /// A websocket for this client id.
     pub(super) async fn subscribe(&self, client_id: &ClientId) -> Result<Socket, StepError> {
         let stream = self.tunnel.open().await?;
-        Ok(Socket::connect(stream, client_id).await.map_err(|error| StepError::LinkLost(error.to_string()))?)
+        Socket::connect(stream, client_id).await.map_err(|error| StepError::LinkLost(error.to_string()))
     }
 
     /// The channel for files, opened when first asked for; `Err` says why there is none on this box.

@@ -47,14 +47,7 @@ pub struct SandboxOptions {
 
 impl Default for SandboxOptions {
     fn default() -> Self {
-        Self {
-            root: None,
-            ssh_port: 0,
-            comfyui_port: 0,
-            version: Version::default(),
-            sftp: true,
-            forwarding: true,
-        }
+        Self { root: None, ssh_port: 0, comfyui_port: 0, version: Version::default(), sftp: true, forwarding: true }
     }
 }
 

@@ -9,8 +9,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
@@ -286,7 +286,8 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         let shared = Arc::clone(&self.shared);
-        let Some(target) = loopback_target(host, port).filter(|_| shared.forwarding && !shared.faults.forwarding_refused())
+        let Some(target) =
+            loopback_target(host, port).filter(|_| shared.forwarding && !shared.faults.forwarding_refused())
         else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
@@ -305,12 +306,7 @@ impl Handler for Connection {
         Ok(())
     }
 
-    async fn subsystem_request(
-        &mut self,
-        id: ChannelId,
-        name: &str,
-        session: &mut Session,
-    ) -> Result<(), Self::Error> {
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
         let offered = name == "sftp" && self.shared.sftp && !self.shared.faults.sftp_refused();
         match self.channels.remove(&id) {
             Some(channel) if offered => {

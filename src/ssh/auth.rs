@@ -17,29 +17,43 @@ use russh::{
     },
 };
 use tokio::{net::UnixStream, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    SshError,
+    SshError, Unreachable,
     connection::blocking,
     keys::{Identity, KeyRing, Problem},
-    peer::Peer,
+    peer::{Peer, Shared},
     route::Endpoint,
 };
 
 /// An agent that takes longer to list its keys is left out. (Signing may take longer: some ask their owner.)
 const AGENT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Logs in, or says which keys were tried. `is_gone` tells whether the peer hung up.
+/// After so many refused keys, a connection that breaks without a word was closed for that reason.
+const MANY: usize = 3;
+
+/// Logs in, or says which keys were tried. `shared` and `gone` are those of the connection.
 pub(super) async fn authenticate(
     handle: &mut Handle<Peer>,
     endpoint: &Endpoint,
     keys: &Arc<KeyRing>,
+    shared: &Shared,
+    gone: &CancellationToken,
 ) -> Result<(), SshError> {
     let mut login = Login { handle, endpoint, agent: None, offered: Vec::new(), tried: Vec::new(), accepts: None };
     if login.run(keys).await? {
         return Ok(());
     }
     let cut_off = login.handle.is_closed();
+    if cut_off {
+        // How it ended is known a moment later than that it did.
+        let _ = timeout(Duration::from_secs(1), gone.cancelled()).await;
+        if login.offered.len() < MANY && !shared.farewell().is_some_and(|farewell| farewell.said) {
+            let cause = Unreachable::Dropped;
+            return Err(SshError::Unreachable { address: endpoint.address(), cause, source: None });
+        }
+    }
     let accepts = login.accepts.unwrap_or_else(MethodSet::empty);
     Err(SshError::AuthFailed {
         user: endpoint.user.clone(),

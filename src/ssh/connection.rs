@@ -30,15 +30,6 @@ use super::{
 /// How long the box may take to open a channel.
 pub(super) const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a connection is for, which decides how large its packets are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// HTTP and websockets: many small messages.
-    Control,
-    /// Files.
-    Transfer,
-}
-
 /// An authenticated connection.
 pub(super) struct Connection {
     handle: Handle<Peer>,
@@ -69,11 +60,11 @@ pub(super) enum OpenError {
 
 impl Connection {
     /// Connects along the route. One attempt.
-    pub(super) async fn open(route: &Route, keys: &Arc<KeyRing>, purpose: Purpose) -> Result<Self, SshError> {
+    pub(super) async fn open(route: &Route, keys: &Arc<KeyRing>) -> Result<Self, SshError> {
         let mut via: Option<Arc<Self>> = None;
         let mut hops = route.hops.iter().peekable();
         while let Some(hop) = hops.next() {
-            let opened = Self::hop(hop, via.take(), keys, purpose).await;
+            let opened = Self::hop(hop, via.take(), keys).await;
             if hops.peek().is_none() {
                 return opened;
             }
@@ -83,12 +74,7 @@ impl Connection {
         Err(SshError::Config { message: "the route to the box is empty".to_owned() })
     }
 
-    async fn hop(
-        endpoint: &Endpoint,
-        via: Option<Arc<Self>>,
-        keys: &Arc<KeyRing>,
-        purpose: Purpose,
-    ) -> Result<Self, SshError> {
+    async fn hop(endpoint: &Endpoint, via: Option<Arc<Self>>, keys: &Arc<KeyRing>) -> Result<Self, SshError> {
         let deadline = Instant::now() + endpoint.connect_timeout;
         let late = |what| SshError::TimedOut { address: endpoint.address(), what, after: endpoint.connect_timeout };
         let record = recorded(endpoint).await?;
@@ -102,14 +88,14 @@ impl Connection {
             None => Wire::dial(endpoint, deadline, &cut).await?,
             Some(via) => Wire::through(via.onward(endpoint, deadline).await?, &cut),
         };
-        let config = Arc::new(peer::config(endpoint, &record, purpose));
+        let config = Arc::new(peer::config(endpoint, &record));
         let peer = Peer::new(endpoint.clone(), record, Arc::clone(&shared), &gone);
         let mut handle = match timeout_at(deadline, client::connect_stream(config, wire, peer)).await {
             Ok(Ok(handle)) => handle,
             Ok(Err(fault)) => return Err(fault.into_error(endpoint)),
             Err(_) => return Err(late("the SSH handshake")),
         };
-        match timeout_at(deadline, auth::authenticate(&mut handle, endpoint, keys)).await {
+        match timeout_at(deadline, auth::authenticate(&mut handle, endpoint, keys, &shared, &gone)).await {
             Ok(result) => result?,
             Err(_) => return Err(late("authentication")),
         }
@@ -136,7 +122,7 @@ impl Connection {
 
     /// The error for something that failed because the connection is gone.
     pub(super) fn lost(&self) -> SshError {
-        let reason = self.shared.farewell().unwrap_or_else(|| "it was closed".to_owned());
+        let reason = self.shared.farewell().map_or_else(|| "it was closed".to_owned(), |farewell| farewell.text);
         SshError::ConnectionLost { address: self.address.clone(), reason }
     }
 

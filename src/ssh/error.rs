@@ -64,7 +64,7 @@ pub enum SshError {
     },
     /// The box's key is not on record, and only known boxes are accepted.
     #[error(
-        "the host key of {host} is not on record and host_keys is strict; if {fingerprint} is the right one, \
+        "the host key of {host} is not on record, and only known hosts are accepted; if {fingerprint} is the right one, \
          add this line to {}: {entry}", file.display()
     )]
     HostKeyUnknown {
@@ -129,7 +129,7 @@ pub enum SshError {
         reason: String,
     },
     /// The box is there but did not do one thing in time.
-    #[error("{address} did not answer within {} s: {what}", after.as_secs())]
+    #[error("{address} did not answer within {} s: {what}", seconds(*after))]
     TimedOut {
         /// `host:port`.
         address: String,
@@ -261,13 +261,18 @@ impl SshError {
     }
 }
 
+/// Whole seconds, rounded up.
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64().ceil()
+}
+
 fn unreachable_text(address: &str, cause: &Unreachable, source: &Option<Arc<io::Error>>) -> String {
     let detail = source.as_ref().map(|source| format!(": {source}")).unwrap_or_default();
     match cause {
         Unreachable::Refused => format!("connection refused by {address}; is the instance running?"),
         Unreachable::TimedOut { after } => format!(
             "no answer from {address} within {} s; is the instance running, and is the port right?",
-            after.as_secs_f32().ceil()
+            seconds(*after)
         ),
         Unreachable::UnknownHost => format!("no address found for {address}{detail}; is the host name right?"),
         Unreachable::NoRoute => format!("no way to {address}{detail}"),

@@ -9,8 +9,8 @@
 //! that died is noticed and replaced by the next call. Deliberately absent: remote shell commands, agent forwarding,
 //! passwords, and any knowledge of ComfyUI.
 //!
-//! Read in this order: [`target`], [`pool`], [`session`], [`tunnel`], [`transfer`]; below them `route` (what
-//! `~/.ssh/config` adds), `connection` (one SSH connection), `auth`, `known_hosts` and `channel`.
+//! Read in this order: `target`, `pool`, `session`, `tunnel`, `transfer`; below them `route` (what `~/.ssh/config` adds),
+//! `connection` (one SSH connection), `auth`, `known_hosts` and `channel`.
 
 mod auth;
 mod channel;

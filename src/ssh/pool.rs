@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, Session, SshError, Target,
-    connection::{Connection, Purpose, blocking},
+    connection::{Connection, blocking},
     keys::KeyRing,
     route::{Route, expand_home},
 };
@@ -32,6 +32,7 @@ use super::{
 const GRACE: Duration = Duration::from_secs(60);
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
 const DIALS_PER_HOST: usize = 4;
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long [`Pool::close_all`] waits for goodbyes.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -66,9 +67,18 @@ struct Users {
     idle_since: Instant,
 }
 
+/// What a connection is for. Files have one of their own, so that they do not hold up messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// HTTP and websockets.
+    Control,
+    /// Files.
+    Transfer,
+}
+
 /// One connection that is made on demand, and made again when it is gone.
+#[derive(Default)]
 struct Line {
-    purpose: Purpose,
     state: tokio::sync::Mutex<LineState>,
 }
 
@@ -103,6 +113,9 @@ impl Pool {
             identity_files: options.identity_files.iter().map(|file| expand_home(file)).collect(),
             passphrase_file: options.passphrase_file.as_deref().map(expand_home),
             config_file: options.config_file.as_deref().map(expand_home),
+            // Deadlines are computed from these, and must stay computable.
+            connect_timeout: options.connect_timeout.min(LONGEST),
+            keepalive: options.keepalive.min(LONGEST),
             ..options
         };
         let default_files = match env::home_dir() {
@@ -172,12 +185,12 @@ impl Shared {
     }
 
     /// Dials until it works, the failure is final, or the attempts are used up.
-    async fn dial(&self, route: &Route, purpose: Purpose) -> Result<Connection, SshError> {
+    async fn dial(&self, route: &Route) -> Result<Connection, SshError> {
         let permits = self.permits(route);
         let mut attempt = 1;
         loop {
             let permit = Arc::clone(&permits).acquire_owned().await;
-            let result = Connection::open(route, &self.keys, purpose).await;
+            let result = Connection::open(route, &self.keys).await;
             drop(permit);
             match result {
                 Err(error) if error.is_transient() && attempt < self.options.connect_attempts => {
@@ -233,8 +246,8 @@ impl Slot {
     fn new(route: Route) -> Self {
         Self {
             route,
-            control: Line { purpose: Purpose::Control, state: tokio::sync::Mutex::default() },
-            transfer: Line { purpose: Purpose::Transfer, state: tokio::sync::Mutex::default() },
+            control: Line::default(),
+            transfer: Line::default(),
             users: Mutex::new(Users { count: 0, idle_since: Instant::now() }),
         }
     }
@@ -265,7 +278,7 @@ impl Line {
         {
             return Err(error.clone());
         }
-        match pool.dial(route, self.purpose).await {
+        match pool.dial(route).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
                 *state = LineState { connection: Some(Arc::clone(&connection)), failure: None };

@@ -8,8 +8,8 @@ use std::{fmt, sync::Arc};
 
 use super::{
     SshError, Target, Transfer, Tunnel,
-    connection::{Connection, Purpose},
-    pool::{Lease, Shared},
+    connection::Connection,
+    pool::{Lease, Purpose, Shared},
 };
 
 /// A claim to the connections to one box. Clones are the same claim.

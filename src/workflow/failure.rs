@@ -71,7 +71,7 @@ pub struct Failure {
     /// Class type of the node at fault, as ComfyUI names it.
     pub node_type: Option<String>,
     /// More about it.
-    pub detail: Option<ErrorDetail>,
+    pub detail: Option<Box<ErrorDetail>>,
 }
 
 impl Failure {

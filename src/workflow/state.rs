@@ -65,7 +65,7 @@ pub enum Lifecycle {
     /// Every output is here.
     Completed,
     /// It can't be finished.
-    Failed(Box<Failure>),
+    Failed(Failure),
     /// The user stopped it.
     Cancelled,
 }
@@ -379,7 +379,7 @@ impl WorkflowState {
             }
             self.failed_node = Some(id.clone());
         }
-        self.end(Lifecycle::Failed(Box::new(failure)), at)
+        self.end(Lifecycle::Failed(failure), at)
     }
 
     fn end(&mut self, lifecycle: Lifecycle, at: DateTime<Utc>) -> bool {

@@ -1,3 +1,4 @@
+#![cfg(feature = "sandbox")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 //! Holds the sandbox to what real ComfyUI servers said.
 //!

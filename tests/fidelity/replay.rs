@@ -205,7 +205,8 @@ fn plan(trace: &Trace) -> Vec<Line> {
         // The recorder wrote a request down when its answer was complete, often after the first messages.
         let id = http["response"]["prompt_id"].as_str();
         // An id that was used before says nothing.
-        let is_new = |line: &Line| !matches!(&line.what, What::Http(http) if http["response"]["prompt_id"].as_str() == id);
+        let is_new =
+            |line: &Line| !matches!(&line.what, What::Http(http) if http["response"]["prompt_id"].as_str() == id);
         let id = id.filter(|_| lines.iter().all(is_new));
         let is_effect = |line: &Line| match &line.what {
             What::Message(message) => {

@@ -64,9 +64,9 @@ async fn run_text(server: &Server, text: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x_restart() {
     let trace = Trace::load(OCTOBER, "x_restart");
-    let first_number = trace.lines.iter().any(|line| {
-        matches!(&line.what, crate::trace::What::Note(note) if note == "first number after the restart: 0")
-    });
+    let first_number = trace.lines.iter().any(
+        |line| matches!(&line.what, crate::trace::What::Note(note) if note == "first number after the restart: 0"),
+    );
     assert!(first_number, "the recording says what the first number is");
 
     let server = Server::sandbox(version_of(OCTOBER)).await;
@@ -94,7 +94,8 @@ async fn x_restart() {
     for path in ["/history".to_owned(), format!("/history/{before}")] {
         assert_eq!(server.get(&path).await.body, json!({}));
     }
-    let again = server.post("/prompt", &json!({"prompt": {"1": {"class_type": "RigText", "inputs": {"text": "x"}}}})).await;
+    let again =
+        server.post("/prompt", &json!({"prompt": {"1": {"class_type": "RigText", "inputs": {"text": "x"}}}})).await;
     assert_eq!(again.body["number"], 0);
     assert!(!sandbox.temp_dir().join("left over.png").exists());
     assert!(sandbox.output_dir().join("kept.png").exists());
@@ -112,7 +113,9 @@ async fn files_are_served() {
     std::fs::write(sandbox.output_dir().join("page.html"), "<script>").unwrap();
 
     let get = |query: &str| server.http.get(server.url(&format!("/view?{query}"))).send();
-    let response = get("filename=a%20b%25c%26d_00001_.png&subfolder=sub/%C3%BCn%C3%AF%20c%C3%B6d%C3%A9&type=output").await.unwrap();
+    let response = get("filename=a%20b%25c%26d_00001_.png&subfolder=sub/%C3%BCn%C3%AF%20c%C3%B6d%C3%A9&type=output")
+        .await
+        .unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "image/png");
     assert_eq!(response.headers()["content-disposition"].as_bytes(), "filename=\"a b%c&d_00001_.png\"".as_bytes());
@@ -196,11 +199,29 @@ pub(crate) async fn compare_answers(sandbox: &Server, real: &Server) {
     }
     sandbox.wait_until_idle().await;
     real.wait_until_idle().await;
-    for path in ["/nope", "/features", "/embeddings", "/models/loras", "/models/nope", "/object_info/Nope", "/history?max_items=x", "/history/fixed%20id", "/history/cached", "/ws", "/api/jobs", "/queue", "/prompt"] {
+    for path in [
+        "/nope",
+        "/features",
+        "/embeddings",
+        "/models/loras",
+        "/models/nope",
+        "/object_info/Nope",
+        "/history?max_items=x",
+        "/history/fixed%20id",
+        "/history/cached",
+        "/ws",
+        "/api/jobs",
+        "/queue",
+        "/prompt",
+    ] {
         same(path, &sandbox.get(path).await, &real.get(path).await);
     }
     for path in ["/view", "/nope", "/system_stats"] {
-        same(&format!("POST {path}"), &sandbox.post_raw(path, String::new()).await, &real.post_raw(path, String::new()).await);
+        same(
+            &format!("POST {path}"),
+            &sandbox.post_raw(path, String::new()).await,
+            &real.post_raw(path, String::new()).await,
+        );
     }
     for path in ["/queue", "/history", "/free", "/interrupt"] {
         for body in ["", "{}", "[]", "nonsense", "{\"delete\": [\"nobody\"]}", "{\"prompt_id\": 7}"] {

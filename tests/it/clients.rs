@@ -73,7 +73,8 @@ impl Stage {
 }
 
 fn has(program: &str) -> bool {
-    let found = std::process::Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found =
+        std::process::Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
         support::skip(program, "a client of the API runs on it");

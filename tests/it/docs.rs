@@ -45,20 +45,20 @@ fn the_readme_links_to_what_is_there() {
     for document in ["README.md", "docs/API.md", "docs/ARCHITECTURE.md", "docs/OPERATIONS.md"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();
         for link in read(document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
-            assert!(link.is_empty() || link.contains("://") || folder.join(link).exists(), "{document} links to {link}");
+            assert!(
+                link.is_empty() || link.contains("://") || folder.join(link).exists(),
+                "{document} links to {link}"
+            );
         }
     }
 }
 
 #[test]
 fn only_the_agreed_names_are_at_the_top_level() {
-    let listed = Command::new("git")
-        .args(["ls-files"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("git");
+    let listed = Command::new("git").args(["ls-files"]).current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("git");
     let listed = String::from_utf8(listed.stdout).unwrap();
-    let agreed = ["Cargo.toml", "Cargo.lock", "src", "tests", "docs", "examples", "config.toml", "README.md", "benches", "fuzz"];
+    let agreed =
+        ["Cargo.toml", "Cargo.lock", "src", "tests", "docs", "examples", "config.toml", "README.md", "benches", "fuzz"];
     for path in listed.lines() {
         let top = path.split('/').next().unwrap();
         assert!(top.starts_with('.') || agreed.contains(&top), "{path} is at the top level");

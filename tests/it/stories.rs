@@ -117,8 +117,11 @@ fn files(progress: &Value) -> Vec<PathBuf> {
     outputs.iter().map(file).collect()
 }
 
-fn first_pixel(path: &Path) -> [u8; 3] {
-    image::open(path).unwrap().to_rgb8().get_pixel(0, 0).0
+/// Whether every pixel is the inverse of `colour`. ComfyUI's way over floats may be one step off.
+fn is_inverse(path: &Path, colour: [u8; 3]) -> bool {
+    let picture = image::open(path).unwrap().to_rgb8();
+    let close = |pixel: &Rgb<u8>| pixel.0.iter().zip(colour).all(|(is, was)| is.abs_diff(255 - was) <= 1);
+    picture.dimensions() == (8, 6) && picture.pixels().all(close)
 }
 
 async fn a_picture_goes_to_the_box_and_comes_back_inverted(stage: Stage) {
@@ -133,9 +136,7 @@ async fn a_picture_goes_to_the_box_and_comes_back_inverted(stage: Stage) {
     let done = stage.completed(&id).await;
     let [inverted] = files(&done).try_into().unwrap();
     assert_eq!(inverted, stage.service.output_dir().join(format!("{tag}_inverted_00001_.png")));
-    let picture = image::open(&inverted).unwrap().to_rgb8();
-    assert_eq!(picture.dimensions(), (8, 6));
-    assert!(picture.pixels().all(|pixel| pixel.0 == [5, 245, 195]), "{:?}", picture.get_pixel(0, 0));
+    assert!(is_inverse(&inverted, [250, 10, 60]));
 
     assert_eq!(done["progress_percent"], 100.0);
     assert_eq!((&done["total_nodes"], &done["completed_nodes"]), (&json!(3), &json!(3)));
@@ -156,8 +157,11 @@ async fn a_picture_goes_to_the_box_and_comes_back_inverted(stage: Stage) {
     assert_eq!(done["warnings"], json!([]), "the direct ways were open");
 }
 
+/// A field and what it must be.
+type Field = (&'static str, fn(&Value) -> bool);
+
 /// The reference's fields, and what each must be from the first moment on.
-const FIELDS: &[(&str, fn(&Value) -> bool)] = &[
+const FIELDS: &[Field] = &[
     ("workflow_id", Value::is_string),
     ("workflow_name", Value::is_string),
     ("prompt_id", Value::is_string),
@@ -309,7 +313,7 @@ async fn same_named_inputs_at_once_each_get_their_own_picture(stage: Stage) {
     let ids = futures_util::future::join_all(started.iter().map(|request| client.accepted(request))).await;
     for (id, colour) in ids.iter().zip(colours) {
         let done = stage.completed(id).await;
-        assert_eq!(first_pixel(&files(&done)[0]), colour.map(|part| 255 - part), "{done:#}");
+        assert!(is_inverse(&files(&done)[0], colour), "{done:#}");
     }
 }
 
@@ -332,7 +336,7 @@ async fn the_same_input_is_sent_once_and_another_is_never_overwritten(stage: Sta
     let other = stage.picture(&name, [7, 8, 9]);
     let id = stage.start_with(&graphs::invert(&tag(), &name), &[&other]).await;
     let done = stage.completed(&id).await;
-    assert_eq!(first_pixel(&files(&done)[0]), [248, 247, 246]);
+    assert!(is_inverse(&files(&done)[0], [7, 8, 9]));
     assert_eq!(fs::read(&there).unwrap(), fs::read(&picture).unwrap(), "the first picture is as it was");
     assert_eq!(of_that_name(), 2);
 }
@@ -345,7 +349,7 @@ async fn a_waiting_prompt_is_cancelled_and_the_running_one_goes_on(stage: Stage)
     assert_eq!(waiting["status"], "queued");
     assert_eq!(stage.client().cancel(&id).await.1["message"], "Workflow cancellation initiated");
     stage.client().wait_for_status(&id, "cancelled", PATIENCE).await;
-    assert_eq!(stage.far.prompts_in_line().await, [foreign.clone()]);
+    assert_eq!(stage.far.prompts_in_line().await, [foreign.as_str()]);
     assert_eq!(stage.far.history(&foreign).await["status"]["status_str"], "success");
 }
 
@@ -440,7 +444,7 @@ async fn wrong_folders_are_survived_through_comfyuis_own_routes(stage: Stage) {
     request["comfyui_output_dir"] = json!(wrong);
     let id = stage.client().accepted(&request).await;
     let done = stage.completed(&id).await;
-    assert_eq!(first_pixel(&files(&done)[0]), [0, 255, 255]);
+    assert!(is_inverse(&files(&done)[0], [255, 0, 0]));
     let warnings: Vec<_> = done["warnings"].as_array().unwrap().iter().map(Value::to_string).collect();
     assert!(warnings.iter().any(|text| text.contains("uploaded through ComfyUI")), "{warnings:?}");
     assert!(warnings.iter().any(|text| text.contains("downloaded through ComfyUI")), "{warnings:?}");

@@ -19,7 +19,15 @@ use super::nodes::{Data, find};
 #[derive(Debug)]
 pub(super) struct Cached {
     pub(super) outputs: Vec<Data>,
-    pub(super) ui: Option<Value>,
+    pub(super) ui: Option<Ui>,
+}
+
+/// What a node shows.
+#[derive(Debug, Clone)]
+pub(super) struct Ui {
+    pub(super) output: Value,
+    /// The node that made it; another one may have taken it from the cache, and history's `meta` still names this one.
+    pub(super) made_by: String,
 }
 
 type Key = [u8; 32];
@@ -66,7 +74,9 @@ fn keys(prompt: &Object, folders: &Folders) -> HashMap<String, Key> {
                 continue;
             }
             path.pop();
-            if !keys.contains_key(id) && let Some(key) = key(prompt, id, &keys, folders) {
+            if !keys.contains_key(id)
+                && let Some(key) = key(prompt, id, &keys, folders)
+            {
                 keys.insert(id.to_owned(), key);
             }
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use indexmap::{IndexMap, IndexSet};
 use serde_json::{Number, Value, json};
 
-use super::cache::Cached;
+use super::cache::{Cached, Ui};
 use super::graph::{Plan, link};
 use super::json::{INFINITY, NAN, Object};
 use super::nodes::{Class, Data, Failure, Inputs, Product, find};
@@ -40,7 +40,7 @@ struct Run<'a> {
     progress: Mutex<IndexMap<String, Progress>>,
     messages: Mutex<Vec<Value>>,
     /// What the history will show, in the order it came.
-    ui: Mutex<IndexMap<String, Value>>,
+    ui: Mutex<IndexMap<String, Ui>>,
     executed: Mutex<IndexSet<String>>,
 }
 
@@ -136,8 +136,8 @@ impl Run<'_> {
     /// A cached node that is wanted all the same shows its old result again.
     fn announce_cached(&self, id: &str, cached: &Cached) {
         if self.client.is_some() {
-            let output = cached.ui.clone().unwrap_or(Value::Null);
-            self.tell("executed", &self.executed_message(id, &output));
+            let output = cached.ui.as_ref().map_or(&Value::Null, |ui| &ui.output);
+            self.tell("executed", &self.executed_message(id, output));
         }
         if let Some(ui) = &cached.ui
             && (self.client.is_some() || self.shared.version.lists_cached_without_client())
@@ -148,13 +148,14 @@ impl Run<'_> {
     }
 
     fn keep(&self, id: &str, product: Product) {
-        if let Some(ui) = &product.ui {
+        let ui = product.ui.map(|output| Ui { output, made_by: id.to_owned() });
+        if let Some(ui) = &ui {
             lock(&self.ui).insert(id.to_owned(), ui.clone());
             if self.client.is_some() {
-                self.tell("executed", &self.executed_message(id, ui));
+                self.tell("executed", &self.executed_message(id, &ui.output));
             }
         }
-        let result = Arc::new(Cached { outputs: product.outputs, ui: product.ui });
+        let result = Arc::new(Cached { outputs: product.outputs, ui });
         self.shared.cache().set(id, result);
     }
 
@@ -211,23 +212,29 @@ impl Run<'_> {
         let mut ui = std::mem::take(&mut *lock(&self.ui));
         if self.shared.version.lists_all_cached_outputs() {
             for id in self.item.prompt.keys() {
-                if let Some(output) = self.cached(id).and_then(|cached| cached.ui.clone()) {
-                    ui.entry(id.clone()).or_insert(output);
+                if let Some(cached) = self.cached(id).and_then(|cached| cached.ui.clone()) {
+                    ui.entry(id.clone()).or_insert(cached);
                 }
             }
         }
-        let meta: Object = ui
-            .keys()
-            .map(|id| (id.clone(), json!({"node_id": id, "display_node": id, "parent_node": null, "real_node_id": id})))
-            .collect();
+        let meta = |ui: &Ui| {
+            let id = &ui.made_by;
+            json!({"node_id": id, "display_node": id, "parent_node": null, "real_node_id": id})
+        };
+        let meta: Object = ui.iter().map(|(id, ui)| (id.clone(), meta(ui))).collect();
         let outputs: Object = ui
             .into_iter()
-            .map(|(id, mut output)| {
-                self.spoil(&mut output);
-                (id, output)
+            .map(|(id, mut ui)| {
+                self.spoil(&mut ui.output);
+                (id, ui.output)
             })
             .collect();
-        Outcome { outputs: outputs.into(), meta: meta.into(), succeeded, messages: std::mem::take(&mut *lock(&self.messages)) }
+        Outcome {
+            outputs: outputs.into(),
+            meta: meta.into(),
+            succeeded,
+            messages: std::mem::take(&mut *lock(&self.messages)),
+        }
     }
 
     /// Computing keys reads files, so it goes to a blocking thread.

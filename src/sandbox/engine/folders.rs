@@ -20,8 +20,7 @@ impl Folders {
         std::fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
         let base = root.join("ComfyUI");
-        let folders =
-            Self { input: base.join("input"), output: base.join("output"), temp: base.join("temp"), root };
+        let folders = Self { input: base.join("input"), output: base.join("output"), temp: base.join("temp"), root };
         for folder in [&folders.input, &folders.output, &folders.temp] {
             std::fs::create_dir_all(folder)?;
         }

@@ -225,10 +225,7 @@ impl Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine")
-            .field("version", &self.version())
-            .field("port", &self.port())
-            .finish_non_exhaustive()
+        f.debug_struct("Engine").field("version", &self.version()).field("port", &self.port()).finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,9 @@ pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let mut attempt = 1;
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && address.port() != 0 && attempt < BIND_ATTEMPTS => {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && address.port() != 0 && attempt < BIND_ATTEMPTS =>
+            {
                 attempt += 1;
                 tokio::time::sleep(BIND_PAUSE).await;
             }

@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn escapes_are_decoded() {
-        let query = Parameters::parse("filename=a%20b%25c%26d+%C3%BC.png&subfolder=&type=temp&type=input&bad=%zz%2&flag");
+        let query =
+            Parameters::parse("filename=a%20b%25c%26d+%C3%BC.png&subfolder=&type=temp&type=input&bad=%zz%2&flag");
         assert_eq!(query.get("filename"), Some("a b%c&d ü.png"));
         assert_eq!(query.get("subfolder"), Some(""));
         assert_eq!(query.get("type"), Some("temp"));

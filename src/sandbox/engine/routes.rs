@@ -384,7 +384,8 @@ async fn interrupt(State(shared): Engine, body: RawBody) -> Response {
     if shared.faults.take_lost_interrupt() {
         return done();
     }
-    let target = body.get("prompt_id").filter(|id| targeted && !shared.faults.interrupts_anything() && is_truthy(Some(id)));
+    let target =
+        body.get("prompt_id").filter(|id| targeted && !shared.faults.interrupts_anything() && is_truthy(Some(id)));
     match target {
         Some(id) => {
             shared.queue.if_running(&python_str(id), || shared.interrupt());

@@ -140,7 +140,9 @@ impl Hub {
         table.sockets.insert(sid.to_owned(), Socket { connection, queue, wants_metadata: false });
         let status = json!({"status": {"exec_info": {"queue_remaining": remaining}}, "sid": sid});
         table.tell(sid, "status", &status, &self.faults);
-        if table.client.as_deref() == Some(sid) && let Some(node) = table.last_node.clone() {
+        if table.client.as_deref() == Some(sid)
+            && let Some(node) = table.last_node.clone()
+        {
             table.tell(sid, "executing", &json!({"node": node}), &self.faults);
         }
         Some((connection, inbox))

@@ -85,7 +85,8 @@ pub(super) async fn upload(State(shared): Engine, form: Result<Multipart, Multip
     let Some(base) = shared.folders.by_type(&kind).map(Path::to_owned) else { return crash() };
     let Some((filename, content)) = form.file.filter(|(name, _)| !name.is_empty()) else { return bad() };
     let folder = base.join(&form.subfolder);
-    if !abspath(&folder.join(&filename)).starts_with(&base) || filename.contains('\0') || form.subfolder.contains('\0') {
+    if !abspath(&folder.join(&filename)).starts_with(&base) || filename.contains('\0') || form.subfolder.contains('\0')
+    {
         return bad();
     }
     let folder = abspath(&folder);

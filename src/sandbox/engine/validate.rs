@@ -54,7 +54,9 @@ pub(super) fn validate(
     if outputs.is_empty() {
         return Err(no_outputs());
     }
-    if version.has_new_validation() && let Some(refusal) = cycle(prompt, &outputs) {
+    if version.has_new_validation()
+        && let Some(refusal) = cycle(prompt, &outputs)
+    {
         return Err(refusal);
     }
     Validation { prompt, folders, done: IndexMap::new() }.judge(outputs)
@@ -201,12 +203,8 @@ impl Validation<'_> {
         }
         if good.is_empty() {
             let details = reasons.join("\n");
-            let error = fault(
-                "prompt_outputs_failed_validation",
-                "Prompt outputs failed validation",
-                details,
-                json!({}),
-            );
+            let error =
+                fault("prompt_outputs_failed_validation", "Prompt outputs failed validation", details, json!({}));
             return Err(Refusal::Invalid(json!({"error": error, "node_errors": node_errors})));
         }
         Ok(Verdict { outputs: good, node_errors: node_errors.into() })

@@ -110,11 +110,11 @@ fn a_failed_node_is_named_and_what_ran_stays() {
         code: ErrorCode::NodeError,
         message: "Node execution failed: boom".into(),
         node_type: Some("KSampler".into()),
-        detail: Some(ErrorDetail {
+        detail: Some(Box::new(ErrorDetail {
             node_id: Some("2".into()),
             exception_message: Some("boom\nmore".into()),
             ..ErrorDetail::default()
-        }),
+        })),
     };
     state.apply(at(10), Event::Failed(failure));
     assert_eq!(state.nodes["2"].status, NodeStatus::Failed);

@@ -93,10 +93,7 @@ static CLASSES: &[Class] = &[
         },
         ..Class::stock("EmptyLatentImage", "Empty Latent Image", "latent", Work::EmptyLatent)
     },
-    Class {
-        inputs: |_| vec![linked("image")],
-        ..Class::stock("ImageInvert", "Invert Image", "image", Work::Invert)
-    },
+    Class { inputs: |_| vec![linked("image")], ..Class::stock("ImageInvert", "Invert Image", "image", Work::Invert) },
     Class {
         inputs: |_| {
             let size = || json!({"default": 512, "min": 0, "max": 16384, "step": 1});

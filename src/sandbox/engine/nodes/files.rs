@@ -22,7 +22,8 @@ pub(super) async fn report(step: &Step<'_>, inputs: &Inputs) -> Result<Product, 
         return Err(Failure::exception("TypeError", "the report is not an object"));
     };
     let items = kinds.values_mut().filter_map(Value::as_array_mut).flatten();
-    let files: Vec<_> = items.filter_map(Value::as_object_mut).filter_map(|item| wanted(item, step.folders())).collect();
+    let files: Vec<_> =
+        items.filter_map(Value::as_object_mut).filter_map(|item| wanted(item, step.folders())).collect();
     step.blocking(move || {
         for (path, content) in files {
             let write = || {

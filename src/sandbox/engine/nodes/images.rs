@@ -158,9 +158,7 @@ fn crop_to(image: &RgbImage, width: u32, height: u32) -> RgbImage {
 fn afford(width: u32, height: u32, count: u64) -> Result<(), Failure> {
     let pixels = u64::from(width).saturating_mul(u64::from(height)).saturating_mul(count);
     if pixels > MAX_PIXELS {
-        return Err(Failure::out_of_memory(
-            "Allocation on device 0 would exceed allowed memory. (out of memory)",
-        ));
+        return Err(Failure::out_of_memory("Allocation on device 0 would exceed allowed memory. (out of memory)"));
     }
     Ok(())
 }

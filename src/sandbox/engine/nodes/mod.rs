@@ -255,7 +255,8 @@ impl Data {
             Self::Value(other) => python_str(other).into(),
             Self::Images(images) => {
                 let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
-                format!("tensor([[[[0., 0., 0.],\n          ...]]]])  # {} x {height} x {width} x 3", images.len()).into()
+                format!("tensor([[[[0., 0., 0.],\n          ...]]]])  # {} x {height} x {width} x 3", images.len())
+                    .into()
             }
             Self::Mask(masks) => format!("tensor([[[0., ...]]])  # {} masks", masks.len()).into(),
             Self::Latent { width, height, count } => {

@@ -3,13 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio_tungstenite::{
-    accept_async_with_config,
-    tungstenite::protocol::frame::coding::CloseCode,
-};
+use tokio_tungstenite::{accept_async_with_config, tungstenite::protocol::frame::coding::CloseCode};
 
 use super::*;
 
+/// Set only once connected: a ping in the middle of the greeting would be in the way.
 const QUICK: Patience = Patience { ping_every: Duration::from_millis(10), pong_within: Duration::from_millis(10) };
 
 type Server = WebSocketStream<DuplexStream>;
@@ -28,7 +26,7 @@ fn status() -> Value {
 }
 
 /// A socket and its far end, which has greeted it and has read our feature flags.
-async fn connected(patience: Patience) -> (Socket, Server) {
+async fn connected() -> (Socket, Server) {
     let (near, far) = duplex(1 << 16);
     let server = async {
         let mut server = accept(far).await;
@@ -38,7 +36,7 @@ async fn connected(patience: Patience) -> (Socket, Server) {
         server
     };
     let client = ClientId::from("ünï c");
-    let (socket, server) = tokio::join!(Socket::connect_with(Box::new(near), &client, None, patience), server);
+    let (socket, server) = tokio::join!(Socket::connect(near, &client), server);
     let mut socket = socket.unwrap();
     assert_eq!(socket.next().await.unwrap(), SocketMessage::Text(status().to_string().into()));
     (socket, server)
@@ -46,7 +44,7 @@ async fn connected(patience: Patience) -> (Socket, Server) {
 
 #[tokio::test]
 async fn messages_come_in_order_and_the_key_is_kept() {
-    let (mut socket, mut server) = connected(PATIENCE).await;
+    let (mut socket, mut server) = connected().await;
     assert_eq!(socket.credential_key(), Some("k"));
     server.send(Message::text("one")).await.unwrap();
     server.send(Message::Ping(Bytes::from_static(b"?"))).await.unwrap();
@@ -119,7 +117,8 @@ async fn the_upgrade_names_the_client_and_no_origin() {
 
 #[tokio::test]
 async fn silence_is_asked_about_and_death_is_noticed() {
-    let (mut socket, server) = connected(QUICK).await;
+    let (mut socket, server) = connected().await;
+    socket.heartbeat = Heartbeat::new(QUICK);
     // The far end stays open and reads nothing, so no pong comes.
     assert!(matches!(socket.next().await, Err(SocketError::Dead)));
     drop(server);
@@ -127,7 +126,8 @@ async fn silence_is_asked_about_and_death_is_noticed() {
 
 #[tokio::test]
 async fn an_answered_ping_keeps_it_alive() {
-    let (mut socket, mut server) = connected(Patience { pong_within: Duration::from_secs(60), ..QUICK }).await;
+    let (mut socket, mut server) = connected().await;
+    socket.heartbeat = Heartbeat::new(Patience { pong_within: Duration::from_secs(60), ..QUICK });
     let far = async {
         for _ in 0..3 {
             // Reading answers it.
@@ -142,7 +142,7 @@ async fn an_answered_ping_keeps_it_alive() {
 
 #[tokio::test]
 async fn a_dropped_call_loses_nothing() {
-    let (mut socket, mut server) = connected(PATIENCE).await;
+    let (mut socket, mut server) = connected().await;
     let far = tokio::spawn(async move {
         for number in 0..200 {
             server.send(Message::text(format!("{number} {}", "x".repeat(1000)))).await.unwrap();
@@ -167,7 +167,7 @@ async fn a_dropped_call_loses_nothing() {
 
 #[tokio::test]
 async fn big_messages_pass_and_bigger_ones_do_not() {
-    let (mut socket, mut server) = connected(PATIENCE).await;
+    let (mut socket, mut server) = connected().await;
     let far = tokio::spawn(async move {
         server.send(Message::text("x".repeat(20 << 20))).await.unwrap();
         // The near end gives up while this is sent.
@@ -181,7 +181,7 @@ async fn big_messages_pass_and_bigger_ones_do_not() {
 
 #[tokio::test]
 async fn closing_says_goodbye() {
-    let (socket, mut server) = connected(PATIENCE).await;
+    let (socket, mut server) = connected().await;
     let far = async { (server.next().await, server.next().await) };
     let ((), (close, end)) = tokio::join!(socket.close(), far);
     assert!(matches!(close, Some(Ok(Message::Close(_)))) && end.is_none());

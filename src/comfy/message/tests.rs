@@ -191,19 +191,15 @@ fn other_prompts_are_not_heard() {
 
 #[test]
 fn children_count_as_their_node_running() {
-    let state = |id: &str, real: &str, state: &str, value: Value, max: Value| {
-        json!({"state": state, "value": value, "max": max, "node_id": id, "display_node_id": real, "real_node_id": real})
-    };
+    let state = |id: &str, real: &str, state: &str, value: Value, max: Value| json!({"state": state, "value": value, "max": max, "node_id": id, "display_node_id": real, "real_node_id": real});
     let mut decoder = decoder();
     let nodes = json!({
         "12": state("12", "12", "running", json!(0), json!(1)),
         "12.0.0.3": state("12.0.0.3", "12", "finished", json!(1), json!(1)),
         "12.0.0.4": state("12.0.0.4", "12", "running", json!(3), json!(20)),
     });
-    let expected = [
-        BoxEvent::NodeStarted("12".into()),
-        BoxEvent::NodeStep { node: "12".into(), value: 3.0, max: 20.0 },
-    ];
+    let expected =
+        [BoxEvent::NodeStarted("12".into()), BoxEvent::NodeStep { node: "12".into(), value: 3.0, max: 20.0 }];
     assert_eq!(events(&mut decoder, "progress_state", json!({"prompt_id": "p", "nodes": nodes})), expected);
     let same = json!({"prompt_id": "p", "node": "12.0.0.4", "value": 3, "max": 20});
     assert_eq!(events(&mut decoder, "progress", same), []);
@@ -245,7 +241,8 @@ fn a_closed_branch_ends_nothing_and_an_error_does() {
 fn odd_numbers_make_no_step() {
     let mut decoder = decoder();
     for (value, max) in [("NaN", "20"), ("1", "0"), ("1", "-3"), ("1", "Infinity"), ("null", "5"), ("\"1\"", "5")] {
-        let text = format!(r#"{{"type":"progress","data":{{"prompt_id":"p","node":"1","value":{value},"max":{max}}}}}"#);
+        let text =
+            format!(r#"{{"type":"progress","data":{{"prompt_id":"p","node":"1","value":{value},"max":{max}}}}}"#);
         assert_eq!(decoder.decode(&SocketMessage::Text(text.into())), Decoded::default(), "{value} of {max}");
     }
     let beyond = json!({"prompt_id": "p", "node": 1, "value": 25.5, "max": 20.0});
@@ -272,7 +269,9 @@ fn binary_frames_are_told_apart_within_their_length() {
     assert_eq!(Binary::of(&frame(1, 1, b"\xff\xd8\xff")), Binary::Preview);
     assert_eq!(Binary::of(&frame(3, 2, b"12text")), Binary::Text);
     assert_eq!(Binary::of(&frame(4, 2, b"{}\xff\xd8")), Binary::PreviewWithMetadata);
-    for odd in [&frame(3, 9, b"12")[..], &frame(4, u32::MAX, b""), &frame(7, 0, b"x"), &frame(1, 1, b""), b"\0\0\0\x03", b""] {
+    for odd in
+        [&frame(3, 9, b"12")[..], &frame(4, u32::MAX, b""), &frame(7, 0, b"x"), &frame(1, 1, b""), b"\0\0\0\x03", b""]
+    {
         assert_eq!(Binary::of(odd), Binary::Unknown, "{odd:?}");
     }
 }
@@ -280,10 +279,38 @@ fn binary_frames_are_told_apart_within_their_length() {
 /// Any JSON, with the words that the decoder looks for among its keys and texts.
 fn any_json() -> impl Strategy<Value = Value> {
     let word = proptest::sample::select(vec![
-        "type", "data", "prompt_id", "p", "node", "nodes", "display_node", "value", "max", "state", "running", "finished",
-        "real_node_id", "output", "filename", "subfolder", "images", "text", "result", "traceback", "exception_type",
-        "execution_start", "execution_cached", "executing", "progress", "progress_state", "executed", "execution_error",
-        "execution_success", "status", "a.glb", "x",
+        "type",
+        "data",
+        "prompt_id",
+        "p",
+        "node",
+        "nodes",
+        "display_node",
+        "value",
+        "max",
+        "state",
+        "running",
+        "finished",
+        "real_node_id",
+        "output",
+        "filename",
+        "subfolder",
+        "images",
+        "text",
+        "result",
+        "traceback",
+        "exception_type",
+        "execution_start",
+        "execution_cached",
+        "executing",
+        "progress",
+        "progress_state",
+        "executed",
+        "execution_error",
+        "execution_success",
+        "status",
+        "a.glb",
+        "x",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),
