@@ -2,7 +2,7 @@
 //!
 //! Every answer from any layer is JSON, and every failure is `{"success": false, "message": "…"}`. Handlers read the
 //! [`store`](crate::store) and ask the [`runner`](crate::runner); they know neither SSH nor ComfyUI. The bodies
-//! have types of their own ([`view`]): the API is the user's contract, the state file is ours.
+//! have types of their own (`view`): the API is the user's contract, the state file is ours.
 
 mod body;
 mod cors;

@@ -1,9 +1,10 @@
 //! The six handlers.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    extract::{Path, Request, State},
+    extract::{FromRequestParts, Path, Request, State},
+    http::request::Parts,
     response::{IntoResponse, Response},
 };
 
@@ -34,21 +35,21 @@ pub(super) async fn execute(State(api): State<Arc<Api>>, request: Request) -> Re
 }
 
 /// `GET /comfyui/workflow/{id}/progress`
-pub(super) async fn progress(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn progress(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
     let state = known(&api, &id)?;
     Ok(Success::new(ProgressEnvelope { progress: WorkflowView::from(&*state) }).into_response())
 }
 
 /// `POST /comfyui/workflow/{id}/cancel`
-pub(super) async fn cancel(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    if !api.runner.cancel(&WorkflowId::from(id.as_str())).await {
+pub(super) async fn cancel(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
+    if !api.runner.cancel(&id).await {
         return Err(ApiError::not_found(format!("Workflow not found or already completed: {id}")));
     }
     Ok(Success::new(MessageView { message: "Workflow cancellation initiated" }).into_response())
 }
 
 /// `GET /comfyui/workflow/{id}/outputs`
-pub(super) async fn outputs(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub(super) async fn outputs(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
     let state = known(&api, &id)?;
     Ok(Success::new(OutputsEnvelope { outputs: output_views(&state) }).into_response())
 }
@@ -60,11 +61,23 @@ pub(super) async fn state(State(api): State<Arc<Api>>) -> Response {
 }
 
 /// `GET /comfyui/workflow/{id}/active`
-pub(super) async fn active(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Response {
-    let state = api.store.get(&WorkflowId::from(id));
+pub(super) async fn active(State(api): State<Arc<Api>>, Id(id): Id) -> Response {
+    let state = api.store.get(&id);
     Success::new(ActiveView { active: state.is_some_and(|state| state.is_active()) }).into_response()
 }
 
-fn known(api: &Api, id: &str) -> Result<Arc<WorkflowState>, ApiError> {
-    api.store.get(&WorkflowId::from(id)).ok_or_else(|| ApiError::not_found(format!("Workflow not found: {id}")))
+/// The id in a path. One that is not even text names no workflow, as any other unknown id.
+pub(super) struct Id(WorkflowId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let given = Path::<String>::from_request_parts(parts, state).await;
+        Ok(Self(given.map_or_else(|_| WorkflowId::from("(not text)"), |Path(id)| WorkflowId::from(id))))
+    }
+}
+
+fn known(api: &Api, id: &WorkflowId) -> Result<Arc<WorkflowState>, ApiError> {
+    api.store.get(id).ok_or_else(|| ApiError::not_found(format!("Workflow not found: {id}")))
 }

@@ -4,6 +4,7 @@
 //! through ComfyUI's own `/view`. It lies in the output folder only when it is whole.
 
 use std::{
+    io,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -126,13 +127,17 @@ impl Execution {
     }
 
     async fn try_fetch(&self, link: &Link, output: &Output, by_view: &AtomicBool) -> Result<Fetched, FetchError> {
-        let Some(viewed) = link.client.stat_view(&output.remote).await? else {
-            return Ok(Fetched::Gone);
+        let viewed = match link.client.stat_view(&output.remote).await {
+            Ok(Some(viewed)) => Some(viewed),
+            Ok(None) => return Ok(Fetched::Gone),
+            // ComfyUI shows no file with two dots in its name (server.py, view_image, v0.3.64).
+            Err(ComfyError::Status { status: 400, .. }) => None,
+            Err(error) => return Err(error.into()),
         };
         let (root, file) = (self.request()?.output_dir, output.remote.clone());
         let incoming = blocking(move || Incoming::open(&root, &file)).await?;
         let mut writer = incoming.writer()?;
-        let size = match self.sftp_way(link, output, &viewed, by_view).await? {
+        let size = match self.sftp_way(link, output, viewed.as_ref(), by_view).await? {
             Some(transfer) => transfer.download(&output.remote_path, &mut writer, MAX_FILE_BYTES).await?,
             None => {
                 let mut body = link.client.view(&output.remote).await?;
@@ -140,8 +145,8 @@ impl Execution {
             }
         };
         tokio::io::AsyncWriteExt::flush(&mut writer).await.map_err(|error| FetchError::Retry(error.to_string()))?;
-        if viewed.size.is_some_and(|expected| expected != size) {
-            return Err(FetchError::Retry(format!("{size} bytes came instead of {}", viewed.size.unwrap_or(0))));
+        if let Some(expected) = viewed.and_then(|viewed| viewed.size).filter(|expected| *expected != size) {
+            return Err(FetchError::Retry(format!("{size} bytes came instead of {expected}")));
         }
         let path = blocking(move || incoming.keep()).await?;
         Ok(Fetched::Stored(path, size))
@@ -152,12 +157,14 @@ impl Execution {
         &self,
         link: &'l Link,
         output: &Output,
-        viewed: &Viewed,
+        viewed: Option<&Viewed>,
         by_view: &AtomicBool,
     ) -> Result<Option<&'l Transfer>, FetchError> {
         let reason = match link.transfer().await? {
             Ok(transfer) => match transfer.stat(&output.remote_path).await {
-                Ok(Some(stat)) if viewed.is_same_file(stat.size, stat.modified) => return Ok(Some(transfer)),
+                Ok(Some(stat)) if viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) => {
+                    return Ok(Some(transfer));
+                }
                 Ok(_) => "ComfyUI's output folder is not the one of the request; is comfyui_output_dir right?".into(),
                 Err(error) if is_lost(&error) => return Err(error.into()),
                 Err(error) => error.to_string(),
@@ -174,6 +181,12 @@ impl Execution {
 fn gone_message(gone: &[Output]) -> String {
     let names: Vec<&str> = gone.iter().take(5).map(|output| output.remote.filename.as_str()).collect();
     format!("{} output file(s) are no longer on the box: {}", gone.len(), names.join(", "))
+}
+
+fn local_failure(error: &io::Error) -> StepError {
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    let code = if full { ErrorCode::DiskFull } else { ErrorCode::DownloadFailed };
+    StepError::fatal(code, format!("an output could not be written here: {error}"))
 }
 
 async fn blocking<T: Send + 'static>(
@@ -207,6 +220,7 @@ impl From<ComfyError> for FetchError {
         // An error status may be about this one file: on a new link it would be the same.
         match error {
             ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } => Self::Step(error.into()),
+            ComfyError::Local { source, .. } => Self::Step(local_failure(&source)),
             _ => Self::Retry(error.to_string()),
         }
     }
@@ -216,9 +230,7 @@ impl From<TransferError> for FetchError {
     fn from(error: TransferError) -> Self {
         match &error {
             lost if is_lost(lost) => Self::Step(StepError::LinkLost(error.to_string())),
-            TransferError::Local { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Self::Step(StepError::fatal(ErrorCode::DiskFull, error.to_string()))
-            }
+            TransferError::Local { source, .. } => Self::Step(local_failure(source)),
             _ => Self::Retry(error.to_string()),
         }
     }

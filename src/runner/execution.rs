@@ -6,7 +6,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use super::{
     link::Link,
 };
 use crate::{
-    comfy::Definitions,
+    comfy::{Definitions, Socket},
     ssh::{Pool, Target},
     store::{Revision, Store},
     workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
@@ -50,6 +50,8 @@ pub(super) struct Execution {
     pub(super) options: Options,
     /// Tells the caller of execute how the tunnel came out.
     pub(super) tunnel: watch::Sender<TunnelOutcome>,
+    /// What newer servers want to see when the same client id comes back.
+    pub(super) credential_key: Mutex<Option<String>>,
 }
 
 /// Whether the outputs of a run are all here.
@@ -125,7 +127,7 @@ impl Execution {
                 let definitions = self.plan(link).await?;
                 let graph = self.upload_inputs(link, definitions.as_ref()).await?;
                 // Before the submission, so that no message is missed.
-                socket = Some(link.subscribe(&self.state()?.client_id).await?);
+                socket = Some(self.subscribe(link).await?);
                 self.submit(link, &graph).await?;
             }
             let ending = self.follow(link, socket).await?;
@@ -212,6 +214,17 @@ impl Execution {
         self.apply(Event::Planned(graph.order_from(|_, node| is_output(node.class_type()))));
         self.apply(Event::Entered(Phase::Uploading));
         Ok(Some(definitions))
+    }
+
+    /// A websocket for this run, always under the same client id.
+    pub(super) async fn subscribe(&self, link: &Link) -> Result<Socket, StepError> {
+        let client_id = self.state()?.client_id.clone();
+        let key = self.credential_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let socket = link.subscribe(&client_id, key.as_deref()).await?;
+        if let Some(key) = socket.credential_key() {
+            *self.credential_key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
+        }
+        Ok(socket)
     }
 
     /// Runs once more because the files of a cached run are gone from the box.

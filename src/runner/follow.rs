@@ -9,7 +9,7 @@ use tokio::time::sleep_until;
 
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
-    comfy::{Decoder, HistoryEntry, Outcome, Place, Socket, SocketError, SocketMessage},
+    comfy::{Decoder, HistoryEntry, NodeFailure, Outcome, Place, Socket, SocketError, SocketMessage},
     workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, Phase, Submission},
 };
 
@@ -41,28 +41,36 @@ struct Looks {
     missing_since: Option<Instant>,
 }
 
+/// What comes over the websocket.
+#[derive(Debug)]
+struct Ear {
+    socket: Option<Socket>,
+    decoder: Decoder,
+    /// The failure as the socket told it: some servers' history lacks its details.
+    failure: Option<NodeFailure>,
+}
+
 impl Execution {
     /// Follows the prompt until history has it. `socket` is one that was open before the submission.
-    pub(super) async fn follow(&self, link: &Link, mut socket: Option<Socket>) -> Result<Ending, StepError> {
-        let mut decoder = Decoder::new(self.state()?.prompt_id.clone());
+    pub(super) async fn follow(&self, link: &Link, socket: Option<Socket>) -> Result<Ending, StepError> {
+        let mut ear = Ear { socket, decoder: Decoder::new(self.state()?.prompt_id.clone()), failure: None };
         let mut looks = Looks::new();
         loop {
             tokio::select! {
-                message = next_message(&mut socket) => match message {
-                    Ok(message) => self.take_in(&mut decoder, &mut looks, message)?,
+                message = next_message(&mut ear.socket) => match message {
+                    Ok(message) => self.take_in(&mut ear, &mut looks, message)?,
                     Err(error) => {
                         tracing::debug!(%error, "the websocket ended");
-                        socket = None;
+                        ear.socket = None;
                         looks.soon();
                     }
                 },
                 () = sleep_until(looks.next.into()) => {
-                    if let Some(ending) = self.look(link, &mut looks).await? {
-                        return Ok(ending);
+                    if let Some(ending) = self.look(link, &mut looks, &mut ear.decoder).await? {
+                        return Ok(with_details(ending, ear.failure));
                     }
-                    if socket.is_none() {
-                        decoder = Decoder::new(self.state()?.prompt_id.clone());
-                        socket = link.subscribe(&self.state()?.client_id).await.ok();
+                    if ear.socket.is_none() {
+                        self.listen_again(link, &mut ear).await?;
                     }
                 }
                 () = link.lost() => return Err(StepError::LinkLost("the SSH connection was lost".into())),
@@ -70,8 +78,9 @@ impl Execution {
         }
     }
 
-    fn take_in(&self, decoder: &mut Decoder, looks: &mut Looks, message: SocketMessage) -> Result<(), StepError> {
-        let decoded = decoder.decode(&message);
+    fn take_in(&self, ear: &mut Ear, looks: &mut Looks, message: SocketMessage) -> Result<(), StepError> {
+        let decoded = ear.decoder.decode(&message);
+        ear.failure = decoded.failure.or(ear.failure.take());
         for event in decoded.events {
             if event == BoxEvent::Over {
                 looks.soon();
@@ -84,14 +93,28 @@ impl Execution {
         Ok(())
     }
 
+    /// Without a socket the run is followed by polling: that this fails is no harm.
+    async fn listen_again(&self, link: &Link, ear: &mut Ear) -> Result<(), StepError> {
+        let state = self.state()?;
+        match self.subscribe(link).await {
+            Ok(socket) => {
+                ear.decoder = Decoder::new(state.prompt_id.clone());
+                ear.socket = Some(socket);
+            }
+            Err(error) => tracing::debug!(?error, "no new websocket yet"),
+        }
+        Ok(())
+    }
+
     /// Reads queue, then history. `None` while the prompt is not over.
-    async fn look(&self, link: &Link, looks: &mut Looks) -> Result<Option<Ending>, StepError> {
+    async fn look(&self, link: &Link, looks: &mut Looks, decoder: &mut Decoder) -> Result<Option<Ending>, StepError> {
         let state = self.state()?;
         looks.plan_next();
         let queue = link.client.queue().await?;
         match queue.place_of(&state.prompt_id, &state.id) {
             Some((id, Place::Running)) => {
                 looks.found();
+                decoder.set_running();
                 self.apply(Event::Submitted(id));
                 self.apply(Event::Box(BoxEvent::Started));
                 return Ok(None);
@@ -142,6 +165,16 @@ impl Looks {
         let since = *self.missing_since.get_or_insert_with(Instant::now);
         self.missing >= MISSING_LOOKS && since.elapsed() >= MISSING_FOR
     }
+}
+
+/// The ending with what the socket knew better.
+fn with_details(mut ending: Ending, heard: Option<NodeFailure>) -> Ending {
+    if let (Outcome::Failed(told), Some(heard)) = (&mut ending.outcome, heard)
+        && told.node_id.is_none()
+    {
+        *told = heard;
+    }
+    ending
 }
 
 /// The failure that a run's end means, if it means one.

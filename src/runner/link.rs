@@ -58,10 +58,10 @@ impl Link {
         self.session.closed().await;
     }
 
-    /// A websocket for this client id.
-    pub(super) async fn subscribe(&self, client_id: &ClientId) -> Result<Socket, StepError> {
+    /// A websocket for this client id; `key` is what an earlier one was given.
+    pub(super) async fn subscribe(&self, client_id: &ClientId, key: Option<&str>) -> Result<Socket, StepError> {
         let stream = self.tunnel.open().await?;
-        Socket::connect(stream, client_id).await.map_err(|error| StepError::LinkLost(error.to_string()))
+        Socket::connect_again(stream, client_id, key).await.map_err(|error| StepError::LinkLost(error.to_string()))
     }
 
     /// The channel for files, opened when first asked for; `Err` says why there is none on this box.

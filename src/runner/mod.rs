@@ -1,6 +1,6 @@
 //! Starts, cancels, recovers and shuts down executions.
 //!
-//! One task per active workflow. [`execution`] tells the story of one run from top to bottom; the other files are
+//! One task per active workflow. `execution` tells the story of one run from top to bottom; the other files are
 //! its chapters. Two kinds of stop are kept apart: *cancel* ends the prompt on the box, *shutdown* leaves it running
 //! and the next start goes on with it.
 
@@ -193,6 +193,7 @@ impl Runner {
             pool: self.inner.pool.clone(),
             options: self.inner.options.clone(),
             tunnel,
+            credential_key: Mutex::new(None),
         };
         let (runner, id) = (self.clone(), id.clone());
         let span = tracing::info_span!("execution", workflow.id = %id);

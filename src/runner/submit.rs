@@ -31,6 +31,10 @@ impl Execution {
                 tracing::warn!(cause, "it is unclear whether the box took the prompt");
                 Ok(())
             }
+            Err(SubmitError::NotTaken { cause }) => {
+                self.apply(Event::NotTaken);
+                Err(StepError::LinkLost(cause))
+            }
             Err(refused) => Err(StepError::Fatal(refusal(&refused))),
         }
     }

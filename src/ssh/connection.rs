@@ -201,6 +201,7 @@ impl Connection {
 
     /// Says goodbye and ends the connection, whoever still uses it. Waits at most `limit` for the goodbye.
     pub(super) async fn close(&self, limit: Duration) {
+        self.shared.leave();
         let goodbye = async {
             if self.handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
                 self.gone.cancelled().await;
@@ -213,6 +214,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.shared.leave();
         self.cut.cancel();
     }
 }

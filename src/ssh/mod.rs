@@ -30,6 +30,7 @@ mod settings;
 mod sftp;
 mod target;
 mod transfer;
+mod transfer_error;
 mod tunnel;
 mod wire;
 mod words;
@@ -40,7 +41,8 @@ pub use error::{SshError, SshErrorKind, Unreachable};
 pub use pool::Pool;
 pub use session::Session;
 pub use target::{Target, TargetError};
-pub use transfer::{Stat, Transfer, TransferError};
+pub use transfer::{Stat, Transfer};
+pub use transfer_error::TransferError;
 pub use tunnel::{Tunnel, TunnelStream};
 
 /// How this program connects, for everything that the connection string and `~/.ssh/config` leave open.

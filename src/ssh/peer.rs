@@ -6,7 +6,10 @@
 use std::{
     borrow::Cow,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use russh::{
@@ -28,6 +31,8 @@ use super::{
 pub(super) struct Shared {
     warnings: Mutex<Vec<String>>,
     farewell: Mutex<Option<Farewell>>,
+    /// We are about to end the connection ourselves.
+    leaving: AtomicBool,
 }
 
 /// How a connection ended.
@@ -48,6 +53,10 @@ impl Shared {
         for (file, error) in &record.unreadable {
             self.warn(format!("the host keys on record in {} could not be read: {error}", file.display()));
         }
+    }
+
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn warnings(&self) -> Vec<String> {
@@ -229,6 +238,9 @@ impl client::Handler for Peer {
             client::DisconnectReason::ReceivedDisconnect(info) => {
                 (true, format!("the box said: {}", info.message), Ok(()))
             }
+            client::DisconnectReason::Error(fault) if self.shared.leaving.load(Ordering::Relaxed) => {
+                (false, "it was closed on this side".to_owned(), Err(fault))
+            }
             client::DisconnectReason::Error(fault) => (false, describe(&fault), Err(fault)),
         };
         *self.shared.farewell.lock().unwrap_or_else(PoisonError::into_inner) = Some(Farewell { said, text });
@@ -239,9 +251,6 @@ impl client::Handler for Peer {
 fn describe(fault: &Fault) -> String {
     match fault {
         Fault::Russh(russh::Error::KeepaliveTimeout) => "the box no longer answers".to_owned(),
-        Fault::Russh(russh::Error::IO(error)) if error.kind() == io::ErrorKind::ConnectionAborted => {
-            "it was closed on this side".to_owned()
-        }
         Fault::Russh(russh::Error::IO(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             "the box closed it".to_owned()
         }

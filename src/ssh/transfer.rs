@@ -18,17 +18,16 @@ use russh_sftp::{
     protocol::{OpenFlags, StatusCode},
 };
 use sha2::{Digest, Sha256};
-use thiserror::Error;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::OwnedSemaphorePermit,
     time::timeout,
 };
 
-use super::{Session, SshError, connection::Connection, sftp::SftpChannel};
+use super::{Session, SshError, TransferError, connection::Connection, sftp::SftpChannel};
 
 /// When nothing has moved for so long, a transfer has failed.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 /// How long cleaning up behind a failed upload may take.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 /// What OpenSSH reads and writes at once (255 KiB).
@@ -58,92 +57,6 @@ pub struct Stat {
     pub is_file: bool,
     /// When its content was last changed, by the box's clock, to the second.
     pub modified: Option<SystemTime>,
-}
-
-/// Why a file could not be moved.
-#[derive(Debug, Error)]
-pub enum TransferError {
-    /// The file, or the folder it should go into, is not there.
-    #[error("{path} does not exist on the box")]
-    NotFound {
-        /// On the box.
-        path: String,
-    },
-    /// The user on the box may not do that.
-    #[error("the box denies access to {path}")]
-    PermissionDenied {
-        /// On the box.
-        path: String,
-    },
-    /// The name is taken.
-    #[error("{path} already exists on the box")]
-    AlreadyExists {
-        /// On the box.
-        path: String,
-    },
-    /// The disk of the box is full.
-    #[error("the disk of the box is full, {path} does not fit")]
-    NoSpace {
-        /// On the box.
-        path: String,
-    },
-    /// The file has more bytes than asked for.
-    #[error("{path} is larger than {limit} bytes")]
-    TooLarge {
-        /// On the box.
-        path: String,
-        /// The limit.
-        limit: u64,
-    },
-    /// The connection broke; the file may be there in part.
-    #[error("{path} was not transferred completely: {source}")]
-    ConnectionLost {
-        /// On the box.
-        path: String,
-        /// What happened to the connection.
-        #[source]
-        source: SshError,
-    },
-    /// The connection stands, but nothing moves.
-    #[error("{path} was not transferred completely: nothing moved for {} s", STALL.as_secs())]
-    Stalled {
-        /// On the box.
-        path: String,
-    },
-    /// A file or stream on this machine failed.
-    #[error("{what}: {source}")]
-    Local {
-        /// What we tried to do.
-        what: String,
-        /// What the operating system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Anything else the box reports.
-    #[error("the box reports about {path}: {reason}")]
-    Other {
-        /// On the box.
-        path: String,
-        /// In the box's words.
-        reason: String,
-    },
-}
-
-impl TransferError {
-    /// Whether the same may succeed over a new connection.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::ConnectionLost { .. } | Self::Stalled { .. } => true,
-            Self::NotFound { .. }
-            | Self::PermissionDenied { .. }
-            | Self::AlreadyExists { .. }
-            | Self::NoSpace { .. }
-            | Self::TooLarge { .. }
-            | Self::Local { .. }
-            | Self::Other { .. } => false,
-        }
-    }
 }
 
 impl Transfer {

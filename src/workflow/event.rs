@@ -50,6 +50,8 @@ pub enum Event {
     Planned(Vec<NodeId>),
     /// The prompt is about to be sent; from here on it may be on the box.
     Submitting,
+    /// The prompt certainly did not reach the box's line.
+    NotTaken,
     /// The box took the prompt under this id.
     Submitted(PromptId),
     /// Place in ComfyUI's line, 1 = next to run.

@@ -223,7 +223,8 @@ impl WorkflowState {
         let changed = match event {
             Event::Entered(next) => self.enter(phase, next, at),
             Event::Planned(order) => self.plan(&order),
-            Event::Submitting => self.note_submission(Submission::Unclear),
+            Event::Submitting => self.submission == Submission::None && self.note_submission(Submission::Unclear),
+            Event::NotTaken => self.submission == Submission::Unclear && self.note_submission(Submission::None),
             Event::Submitted(prompt_id) => self.note_submitted(phase, prompt_id, at),
             Event::Waiting { position } => phase <= Phase::Queued && replace(&mut self.queue_position, Some(position)),
             Event::Box(event) => self.apply_box(phase, at, event),

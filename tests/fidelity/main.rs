@@ -9,6 +9,7 @@
 //! Known deviations are in [`forgive`], each with its reason; nothing else is ignored.
 
 mod normal;
+mod reach;
 mod replay;
 mod server;
 mod special;

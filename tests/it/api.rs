@@ -58,6 +58,10 @@ async fn every_failure_from_any_layer_has_the_envelope() {
     assert_eq!((status, message(&body)), (StatusCode::NOT_FOUND, "No such route: GET /nowhere"));
     let (status, body) = client.get("/comfyui/workflow/").await;
     assert_eq!((status, message(&body).is_empty()), (StatusCode::NOT_FOUND, false));
+    for path in ["/comfyui/workflow/%FF%FE/progress", "/comfyui/workflow/a%2Fb%0A/outputs"] {
+        let (status, body) = client.get(path).await;
+        assert_eq!((status, message(&body).starts_with("Workflow not found: ")), (StatusCode::NOT_FOUND, true));
+    }
     for (method, path) in ROUTES {
         let other = if method == "GET" { Method::DELETE } else { Method::GET };
         let (status, body) = answer(client.request(other, path)).await;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use comfy_remote::sandbox::{Sandbox, SandboxOptions};
+use comfy_remote::sandbox::{Sandbox, SandboxOptions, Version};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -18,8 +18,12 @@ static REAL_COMFYUI: Mutex<()> = Mutex::const_new(());
 /// Which far end to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The sandbox's SSH server and engine.
+    /// The sandbox's SSH server and engine, as ComfyUI was at the end of 2025.
     Sandbox,
+    /// The same as ComfyUI was in 2024: it makes up prompt ids and interrupts whatever runs.
+    OldSandbox,
+    /// The same as ComfyUI is in 2026: strict about ids, with a jobs API.
+    NewSandbox,
     /// A real sshd in front of the sandbox's engine.
     OpenSsh,
     /// A real sshd in front of a real ComfyUI.
@@ -38,7 +42,7 @@ impl FarEnd {
     /// `None`, said aloud, when a part of it can't be had here.
     pub(crate) async fn start(kind: Kind) -> Option<Self> {
         let sshd = match kind {
-            Kind::Sandbox => None,
+            Kind::Sandbox | Kind::OldSandbox | Kind::NewSandbox => None,
             Kind::OpenSsh | Kind::ComfyUi if Sshd::available() => Some(Sshd::start(SshdOptions::default())),
             _ => {
                 support::skip("sshd", "no OpenSSH server is installed");
@@ -50,7 +54,13 @@ impl FarEnd {
             let turn = REAL_COMFYUI.lock().await;
             return Some(Self { sandbox: None, sshd, comfyui: Some(comfyui), _turn: Some(turn) });
         }
-        let sandbox = Sandbox::start(SandboxOptions::default()).await.expect("a sandbox");
+        let version = match kind {
+            Kind::OldSandbox => Version::Old,
+            Kind::NewSandbox => Version::Current,
+            _ => Version::default(),
+        };
+        let options = SandboxOptions { version, ..SandboxOptions::default() };
+        let sandbox = Sandbox::start(options).await.expect("a sandbox");
         Some(Self { sandbox: Some(sandbox), sshd, comfyui: None, _turn: None })
     }
 

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 macro_rules! told_on_every_far_end {
     ($($story:ident)*) => {
         mod sandbox { $(#[tokio::test] async fn $story() { super::tell(super::Kind::Sandbox, super::$story).await; })* }
+        mod old_sandbox { $(#[tokio::test] async fn $story() { super::tell(super::Kind::OldSandbox, super::$story).await; })* }
+        mod new_sandbox { $(#[tokio::test] async fn $story() { super::tell(super::Kind::NewSandbox, super::$story).await; })* }
         mod openssh { $(#[tokio::test] async fn $story() { super::tell(super::Kind::OpenSsh, super::$story).await; })* }
         mod comfyui { $(#[tokio::test] async fn $story() { super::tell(super::Kind::ComfyUi, super::$story).await; })* }
     };
