@@ -127,7 +127,7 @@ impl Execution {
                 let definitions = self.plan(link).await?;
                 let graph = self.upload_inputs(link, definitions.as_ref()).await?;
                 // Before the submission, so that no message is missed.
-                socket = Some(self.subscribe(link).await?);
+                socket = self.listen(link).await?;
                 self.submit(link, &graph).await?;
             }
             let ending = self.follow(link, socket).await?;
@@ -214,6 +214,18 @@ impl Execution {
         self.apply(Event::Planned(graph.order_from(|_, node| is_output(node.class_type()))));
         self.apply(Event::Entered(Phase::Uploading));
         Ok(Some(definitions))
+    }
+
+    /// A websocket, if there is one to be had: without it the run is followed by polling.
+    async fn listen(&self, link: &Link) -> Result<Option<Socket>, StepError> {
+        match self.subscribe(link).await {
+            Ok(socket) => Ok(Some(socket)),
+            Err(lost @ StepError::LinkLost(_)) if link.is_lost() => Err(lost),
+            Err(error) => {
+                tracing::info!(?error, "no websocket yet");
+                Ok(None)
+            }
+        }
     }
 
     /// A websocket for this run, always under the same client id.

@@ -20,6 +20,12 @@ const POLL: Duration = Duration::from_secs(3);
 /// after the success message (main.py, prompt_worker, v0.3.64).
 const SOON: Duration = Duration::from_millis(100);
 
+/// The pause before a lost websocket is opened again; each further one is twice as long.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+const LISTEN_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+
 /// How many looks follow each other at that pace.
 const EAGER_LOOKS: u32 = 20;
 
@@ -48,12 +54,15 @@ struct Ear {
     decoder: Decoder,
     /// The failure as the socket told it: some servers' history lacks its details.
     failure: Option<NodeFailure>,
+    /// When to open another socket if there is none, and the pause after that.
+    again: (Instant, Duration),
 }
 
 impl Execution {
     /// Follows the prompt until history has it. `socket` is one that was open before the submission.
     pub(super) async fn follow(&self, link: &Link, socket: Option<Socket>) -> Result<Ending, StepError> {
-        let mut ear = Ear { socket, decoder: Decoder::new(self.state()?.prompt_id.clone()), failure: None };
+        let decoder = Decoder::new(self.state()?.prompt_id.clone());
+        let mut ear = Ear { socket, decoder, failure: None, again: (Instant::now(), LISTEN_AGAIN) };
         let mut looks = Looks::new();
         loop {
             tokio::select! {
@@ -69,7 +78,7 @@ impl Execution {
                     if let Some(ending) = self.look(link, &mut looks, &mut ear.decoder).await? {
                         return Ok(with_details(ending, ear.failure));
                     }
-                    if ear.socket.is_none() {
+                    if ear.socket.is_none() && Instant::now() >= ear.again.0 {
                         self.listen_again(link, &mut ear).await?;
                     }
                 }
@@ -103,6 +112,8 @@ impl Execution {
             }
             Err(error) => tracing::debug!(?error, "no new websocket yet"),
         }
+        let pause = ear.again.1;
+        ear.again = (Instant::now() + pause, (pause * 2).min(LISTEN_AGAIN_AT_MOST));
         Ok(())
     }
 

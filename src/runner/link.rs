@@ -58,6 +58,11 @@ impl Link {
         self.session.closed().await;
     }
 
+    /// Whether the SSH connection is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        self.session.is_closed()
+    }
+
     /// A websocket for this client id; `key` is what an earlier one was given.
     pub(super) async fn subscribe(&self, client_id: &ClientId, key: Option<&str>) -> Result<Socket, StepError> {
         let stream = self.tunnel.open().await?;

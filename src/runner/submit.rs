@@ -3,11 +3,16 @@
 //! The prompt's id is chosen and on disk before anything is sent. After an answer that leaves open whether the box
 //! took it, nothing is sent again: [`follow`](super::follow) looks for the prompt on the box.
 
+use std::time::Duration;
+
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, Event, Failure, Graph},
+    workflow::{ErrorCode, Event, Failure, Graph, PromptId, WorkflowState},
 };
+
+/// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
+const ANSWER_IS_LATE: Duration = Duration::from_secs(5);
 
 impl Execution {
     /// Sends the prompt.
@@ -17,7 +22,14 @@ impl Execution {
             self.store.durable(revision).await?;
         }
         let prompt = graph.to_value();
-        match link.client.submit(&prompt, &state.client_id, &state.prompt_id, &state.id).await {
+        let answer = tokio::select! {
+            answer = link.client.submit(&prompt, &state.client_id, &state.prompt_id, &state.id) => answer,
+            id = arrival(link, &state) => {
+                self.apply(Event::Submitted(id));
+                return Ok(());
+            }
+        };
+        match answer {
             Ok(submitted) => {
                 tracing::info!(prompt.id = %submitted.prompt_id, "submitted");
                 self.apply(Event::Submitted(submitted.prompt_id));
@@ -44,6 +56,21 @@ impl Execution {
         self.stop_prompt(link).await?;
         let message = format!("ComfyUI refused a part of the workflow, so none of it was run: {findings}");
         Err(StepError::Fatal(Failure::new(ErrorCode::InvalidWorkflow, message)))
+    }
+}
+
+/// Resolves when the box has the prompt although its answer does not come. Looks only after a while.
+async fn arrival(link: &Link, state: &WorkflowState) -> PromptId {
+    loop {
+        tokio::time::sleep(ANSWER_IS_LATE).await;
+        if let Ok(queue) = link.client.queue().await
+            && let Some((id, _)) = queue.place_of(&state.prompt_id, &state.id)
+        {
+            return id;
+        }
+        if let Ok(Some((id, _))) = link.client.find_in_history(&state.prompt_id, &state.id).await {
+            return id;
+        }
     }
 }
 

@@ -339,4 +339,5 @@ pub(super) fn check_user(user: &str) -> Result<String, TargetError> {
 }
 
 #[cfg(test)]
+#[path = "target_tests.rs"]
 mod tests;

@@ -8,6 +8,7 @@
 //!
 //! Known deviations are in [`forgive`], each with its reason; nothing else is ignored.
 
+mod faults;
 mod normal;
 mod reach;
 mod replay;

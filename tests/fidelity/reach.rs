@@ -7,7 +7,7 @@ use std::sync::Arc;
 use comfy_remote::sandbox::{Sandbox, SandboxOptions, WriteFault};
 use russh::client::{Handle, connect};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate, load_secret_key};
-use russh::{ChannelOpenFailure, Error};
+use russh::{ChannelMsg, ChannelOpenFailure, Error};
 use russh_sftp::client::error::Error as SftpError;
 use russh_sftp::client::{RawSftpSession, SftpSession};
 use russh_sftp::protocol::{FileAttributes, OpenFlags, Packet, StatusCode};
@@ -59,12 +59,24 @@ async fn forward(handle: &Handle<Client>, host: &str, port: u16) -> Result<Strin
 }
 
 async fn open_sftp(handle: &Handle<Client>) -> Result<RawSftpSession, Error> {
-    let channel = handle.channel_open_session().await?;
+    let mut channel = handle.channel_open_session().await?;
     channel.request_subsystem(true, "sftp").await?;
+    // A refusal leaves the channel open, so the answer has to be looked at.
+    loop {
+        match within("an answer about SFTP", channel.wait()).await {
+            Some(ChannelMsg::Success) => break,
+            Some(ChannelMsg::Failure) | None => return Err(Error::RequestDenied),
+            Some(_) => {}
+        }
+    }
     let sftp = RawSftpSession::new(channel.into_stream());
-    match within("SFTP's first answer", sftp.init()).await {
-        Ok(_) => Ok(sftp),
-        Err(_) => Err(Error::Disconnect),
+    within("SFTP's first answer", sftp.init()).await.unwrap();
+    Ok(sftp)
+}
+
+async fn closed(handle: &Handle<Client>) {
+    while !handle.is_closed() {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -214,21 +226,22 @@ async fn transfers_can_fail() {
     sftp.write(&file, 8, vec![1; 8]).await.unwrap();
 
     sandbox.faults().refuse_sftp(true);
-    assert!(open_sftp(&handle).await.is_err());
+    assert!(matches!(open_sftp(&handle).await, Err(Error::RequestDenied)));
     sandbox.faults().refuse_sftp(false);
 
     sandbox.faults().cut_ssh_after(200_000);
     let mut written = 0;
-    while sftp.write(&file, written * 1000, vec![2; 1000]).await.is_ok() {
+    // The SFTP client itself would wait for its own time-out.
+    let broken = closed(&handle);
+    tokio::pin!(broken);
+    while tokio::select! {
+        result = sftp.write(&file, written * 1000, vec![2; 1000]) => result.is_ok(),
+        () = &mut broken => false,
+    } {
         written += 1;
     }
     assert!((100..=200).contains(&written), "{written} KB passed");
-    within("the end of the session", async {
-        while !handle.is_closed() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    within("the end of the session", closed(&handle)).await;
     assert!(open_sftp(&log_in(&sandbox).await).await.is_ok(), "a new connection is welcome");
     sandbox.stop().await;
 }
@@ -237,11 +250,6 @@ async fn transfers_can_fail() {
 async fn connections_can_be_cut_refused_and_stalled() {
     let sandbox = sandbox().await;
     let handle = log_in(&sandbox).await;
-    let closed = |handle: Handle<Client>| async move {
-        while !handle.is_closed() {
-            tokio::task::yield_now().await;
-        }
-    };
     sandbox.faults().refuse_ssh(true);
     within("the port to close", async {
         while tokio::net::TcpStream::connect(("127.0.0.1", sandbox.ssh_port())).await.is_ok() {
@@ -251,7 +259,7 @@ async fn connections_can_be_cut_refused_and_stalled() {
     .await;
     assert!(forward(&handle, "127.0.0.1", sandbox.comfyui_port()).await.is_ok(), "open connections live on");
     sandbox.faults().cut_ssh();
-    within("the connection to break", closed(handle)).await;
+    within("the connection to break", closed(&handle)).await;
     assert!(dial(&sandbox).await.is_err());
 
     sandbox.faults().refuse_ssh(false);

@@ -11,6 +11,7 @@ mod docs;
 mod far_end;
 mod graphs;
 mod layers;
+mod odd_boxes;
 mod start;
 mod stories;
 mod support;

@@ -360,6 +360,31 @@ mod tests {
     }
 
     #[test]
+    fn deleting_the_last_one_is_announced_twice() {
+        let (queue, hub) = (Queue::default(), Hub::default());
+        let (_, mut inbox) = hub.attach("me", 0).unwrap();
+        for id in ["a", "b", "c"] {
+            queue.put(item(1.0, id), &hub).unwrap();
+        }
+        let mut counts = || {
+            let messages = std::iter::from_fn(|| inbox.try_recv().ok());
+            let count = |message: axum::extract::ws::Message| {
+                let message: Value = serde_json::from_str(message.to_text().unwrap()).unwrap();
+                message["data"]["status"]["exec_info"]["queue_remaining"].as_u64().unwrap()
+            };
+            messages.map(count).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(), [0, 1, 2, 3]);
+        assert!(queue.delete("b", &hub) && !queue.delete("b", &hub));
+        assert_eq!(counts(), [2]);
+        queue.clear(&hub);
+        assert_eq!(counts(), [0]);
+        queue.put(item(1.0, "d"), &hub).unwrap();
+        assert!(queue.delete("d", &hub));
+        assert_eq!(counts(), [1, 0, 0]);
+    }
+
+    #[test]
     fn a_tie_is_an_error_but_stays_queued() {
         let (queue, hub) = (Queue::default(), Hub::default());
         assert_eq!(queue.put(item(5.0, "a"), &hub), Ok(()));

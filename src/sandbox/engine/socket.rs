@@ -128,7 +128,7 @@ impl Hub {
     }
 
     /// Enters a socket into the table and greets it, in one step, so that nothing comes before the greeting.
-    fn attach(&self, sid: &str, remaining: usize) -> Option<(u64, mpsc::Receiver<Message>)> {
+    pub(super) fn attach(&self, sid: &str, remaining: usize) -> Option<(u64, mpsc::Receiver<Message>)> {
         let (queue, inbox) = mpsc::channel(MAX_QUEUED);
         let mut table = self.lock();
         if table.sockets.len() >= MAX_SOCKETS {
