@@ -1,4 +1,4 @@
-//! The switches that make the sandbox misbehave, and the holds that stop a run at a chosen point.
+//! The switches that make the sandbox misbehave.
 //!
 //! Used by tests through [`Sandbox::faults`](super::Sandbox::faults) and by both servers, which ask before they act.
 //! Everything is off by default and may change while the servers run. Each switch imitates something that real
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use super::hold::{Hold, Holds, Point};
 
 /// How the answer to an accepted `POST /prompt` gets lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ struct Inner {
     ssh_refused: watch::Sender<bool>,
     ssh_connections: Mutex<CancellationToken>,
     sockets: Mutex<CancellationToken>,
-    holds: Mutex<Vec<Arc<HoldState>>>,
+    holds: Holds,
 }
 
 #[derive(Default)]
@@ -186,35 +188,22 @@ impl Faults {
 
     /// Stops the next run just before it begins `node_id`, until the hold is released or dropped.
     pub fn hold_before(&self, node_id: &str) -> Hold {
-        self.hold(Point::BeforeNode(node_id.to_owned()))
+        self.inner.holds.add(Point::BeforeNode(node_id.to_owned()))
     }
 
     /// Stops the next run in the stepping node `node_id` once step `step` has been announced.
     pub fn hold_at_step(&self, node_id: &str, step: u64) -> Hold {
-        self.hold(Point::AtStep(node_id.to_owned(), step))
+        self.inner.holds.add(Point::AtStep(node_id.to_owned(), step))
     }
 
     /// Stops the next run between its last message and its history entry.
     pub fn hold_before_history(&self) -> Hold {
-        self.hold(Point::BeforeHistory)
+        self.inner.holds.add(Point::BeforeHistory)
     }
 
     /// Releases every hold.
     pub fn release_all(&self) {
-        for hold in lock(&self.inner.holds).drain(..) {
-            hold.released.send_replace(true);
-        }
-    }
-
-    fn hold(&self, point: Point) -> Hold {
-        let state = Arc::new(HoldState {
-            point,
-            stubborn: watch::Sender::new(false),
-            reached: watch::Sender::new(false),
-            released: watch::Sender::new(false),
-        });
-        lock(&self.inner.holds).push(Arc::clone(&state));
-        Hold { state }
+        self.inner.holds.release_all();
     }
 
     fn settings(&self) -> MutexGuard<'_, Settings> {
@@ -343,91 +332,15 @@ impl Faults {
         until_false(&self.inner.stalled).await;
     }
 
-    /// Waits at `point` if a test holds it; an interrupt ends the wait unless the hold is stubborn.
+    /// Waits at `point` if a test holds it; see [`Hold`].
     pub(super) async fn pass(&self, point: &Point, interrupted: &watch::Sender<bool>) {
-        let hold = {
-            let mut holds = lock(&self.inner.holds);
-            holds.retain(|hold| !*hold.released.borrow());
-            let found = holds.iter().position(|hold| hold.point == *point);
-            found.map(|index| holds.remove(index))
-        };
-        let Some(hold) = hold else { return };
-        hold.reached.send_replace(true);
-        let (mut released, mut flag) = (hold.released.subscribe(), interrupted.subscribe());
-        let mut stubborn = hold.stubborn.subscribe();
-        let interrupt = async {
-            // A sender of ours lives as long as this future, so neither wait can fail.
-            let _ = stubborn.wait_for(|on| !on).await;
-            let _ = flag.wait_for(|on| *on).await;
-        };
-        tokio::select! {
-            _ = released.wait_for(|on| *on) => {}
-            () = interrupt => {}
-        }
+        self.inner.holds.pass(point, interrupted).await;
     }
 }
 
 impl fmt::Debug for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Faults").finish_non_exhaustive()
-    }
-}
-
-/// Where a run can be held.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Point {
-    BeforeNode(String),
-    AtStep(String, u64),
-    BeforeHistory,
-}
-
-/// A barrier in one run. It works once, ends when released, dropped or, unless stubborn, when the run is interrupted.
-#[must_use = "a dropped hold no longer holds"]
-pub struct Hold {
-    state: Arc<HoldState>,
-}
-
-struct HoldState {
-    point: Point,
-    stubborn: watch::Sender<bool>,
-    reached: watch::Sender<bool>,
-    released: watch::Sender<bool>,
-}
-
-impl Hold {
-    /// Makes the hold ignore interrupts, as a node that computes for minutes without looking up does.
-    pub fn stubborn(self) -> Self {
-        self.state.stubborn.send_replace(true);
-        self
-    }
-
-    /// Waits until a run stands at this point. Has no deadline of its own.
-    pub async fn reached(&self) {
-        let mut reached = self.state.reached.subscribe();
-        // The sender is ours, so the wait cannot fail.
-        let _ = reached.wait_for(|on| *on).await;
-    }
-
-    /// Whether a run has come to this point.
-    pub fn is_reached(&self) -> bool {
-        *self.state.reached.borrow()
-    }
-
-    /// Lets the run go on.
-    pub fn release(&self) {
-        self.state.released.send_replace(true);
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.release();
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold").field("point", &self.state.point).finish_non_exhaustive()
     }
 }
 

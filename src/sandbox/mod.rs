@@ -11,6 +11,7 @@
 
 mod engine;
 mod fault;
+mod hold;
 mod sftp;
 mod ssh;
 
@@ -23,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use engine::{Engine, Version};
-pub use fault::{Faults, Hold, LostAnswer, Page, WriteFault};
+pub use fault::{Faults, LostAnswer, Page, WriteFault};
+pub use hold::Hold;
 
 use engine::Folders;
 use ssh::{Keys, SshServer};

@@ -5,14 +5,13 @@
 //! above the root can only be recognised as folders. `SYMLINK` and hard links are not offered.
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
-use russh_sftp::extensions::{LimitsExtension, Statvfs};
+use russh_sftp::extensions::LimitsExtension;
 use russh_sftp::protocol::{
     Attrs, Data, ExtendedReply, File as Entry, FileAttributes, Handle, Name, OpenFlags, Packet, Status, StatusCode,
     Version,
@@ -22,8 +21,10 @@ use russh_sftp::server::Handler;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::fault::Faults;
+use attributes::{apply, attributes, list, set_mode, space};
 use paths::{Place, Root};
 
+mod attributes;
 mod paths;
 
 const MAX_HANDLES: usize = 1024;
@@ -372,63 +373,4 @@ fn done(id: u32) -> Status {
 fn extended_reply(id: u32, answer: &impl serde::Serialize) -> Reply<Packet> {
     let data = ser::to_bytes(answer).map_err(|_| StatusCode::Failure)?.to_vec();
     Ok(Packet::ExtendedReply(ExtendedReply { id, data }))
-}
-
-fn attributes(metadata: &Metadata) -> FileAttributes {
-    let seconds = |time: i64| Some(u32::try_from(time).unwrap_or(0));
-    FileAttributes {
-        size: Some(metadata.len()),
-        uid: Some(metadata.uid()),
-        gid: Some(metadata.gid()),
-        permissions: Some(metadata.mode()),
-        atime: seconds(metadata.atime()),
-        mtime: seconds(metadata.mtime()),
-        ..FileAttributes::empty()
-    }
-}
-
-fn set_mode(path: &Path, attrs: &FileAttributes) -> io::Result<()> {
-    let mode = attrs.permissions.unwrap_or(0o644) & 0o777;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-}
-
-fn apply(file: &File, attrs: &FileAttributes) -> io::Result<()> {
-    if let Some(size) = attrs.size {
-        file.set_len(size)?;
-    }
-    if let Some(mtime) = attrs.mtime {
-        let time = |seconds: u32| UNIX_EPOCH + Duration::from_secs(u64::from(seconds));
-        let accessed = time(attrs.atime.unwrap_or(mtime));
-        file.set_times(std::fs::FileTimes::new().set_accessed(accessed).set_modified(time(mtime)))?;
-    }
-    Ok(())
-}
-
-fn list(path: &Path) -> io::Result<Vec<Entry>> {
-    let own = attributes(&std::fs::metadata(path)?);
-    let mut entries = vec![Entry::new(".", own.clone()), Entry::new("..", own)];
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        // A file may vanish between listing and looking.
-        if let Ok(metadata) = entry.metadata() {
-            entries.push(Entry::new(entry.file_name().to_string_lossy(), attributes(&metadata)));
-        }
-    }
-    Ok(entries)
-}
-
-fn space(stat: &rustix::fs::StatVfs) -> Statvfs {
-    Statvfs {
-        block_size: stat.f_bsize,
-        fragment_size: stat.f_frsize,
-        blocks: stat.f_blocks,
-        blocks_free: stat.f_bfree,
-        blocks_avail: stat.f_bavail,
-        inodes: stat.f_files,
-        inodes_free: stat.f_ffree,
-        inodes_avail: stat.f_favail,
-        fs_id: stat.f_fsid,
-        flags: 0,
-        name_max: stat.f_namemax,
-    }
 }

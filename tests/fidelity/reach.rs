@@ -263,15 +263,13 @@ async fn connections_can_be_cut_refused_and_stalled() {
     assert!(dial(&sandbox).await.is_err());
 
     sandbox.faults().refuse_ssh(false);
-    let handle = within("the port to open", async {
-        loop {
-            if tokio::net::TcpStream::connect(("127.0.0.1", sandbox.ssh_port())).await.is_ok() {
-                return log_in(&sandbox).await;
-            }
+    within("the port to open", async {
+        while tokio::net::TcpStream::connect(("127.0.0.1", sandbox.ssh_port())).await.is_err() {
             tokio::task::yield_now().await;
         }
     })
     .await;
+    let handle = log_in(&sandbox).await;
     sandbox.faults().stall_ssh(true);
     let answer = forward(&handle, "127.0.0.1", sandbox.comfyui_port());
     tokio::pin!(answer);

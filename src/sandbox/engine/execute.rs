@@ -16,7 +16,7 @@ use super::preview;
 use super::queue::{Item, Outcome};
 use super::socket::Hub;
 use super::{Folders, Shared, lock};
-use crate::sandbox::fault::Point;
+use crate::sandbox::hold::Point;
 
 /// Runs `item` to its end, whatever that is.
 pub(super) async fn execute(shared: &Shared, item: &Item) -> Outcome {

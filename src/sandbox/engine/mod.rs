@@ -1,6 +1,6 @@
 //! An engine that speaks ComfyUI's HTTP and websocket protocol and runs prompts for real.
 //!
-//! Used by [`Sandbox`](super::Sandbox). A prompt travels through the files here in this order: [`routes`] accepts it,
+//! Used by [`Sandbox`](super::Sandbox). A prompt travels through the files here in this order: [`submit`] accepts it,
 //! [`validate`] judges it, [`queue`] keeps it, [`process`] takes it, [`execute`] runs its [`nodes`] in the order of
 //! [`graph`] with the results of [`cache`], and [`socket`] tells the clients.
 //! Everything but files is lost with the process, which [`Engine::restart`] ends and begins anew.
@@ -18,6 +18,7 @@ mod query;
 mod queue;
 mod routes;
 mod socket;
+mod submit;
 mod transfer;
 mod validate;
 mod version;
@@ -32,7 +33,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::fault::{Faults, Hold};
+use super::fault::Faults;
+use super::hold::Hold;
 use cache::Cache;
 use process::Process;
 use queue::Queue;

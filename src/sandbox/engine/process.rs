@@ -21,7 +21,7 @@ use tower::ServiceExt;
 use super::Shared;
 use super::execute::execute;
 use super::routes;
-use crate::sandbox::fault::Point;
+use crate::sandbox::hold::Point;
 
 const BIND_ATTEMPTS: u32 = 50;
 const BIND_PAUSE: Duration = Duration::from_millis(20);
