@@ -28,6 +28,7 @@ mod route;
 mod session;
 mod settings;
 mod sftp;
+mod socket_folder;
 mod target;
 mod transfer;
 mod transfer_error;

@@ -26,6 +26,7 @@ use super::{
     connection::{Connection, blocking},
     keys::KeyRing,
     route::{Route, expand_home},
+    socket_folder,
 };
 
 /// A route that nobody has a session for is kept for so long.
@@ -122,6 +123,7 @@ impl Pool {
             Some(home) => ["id_ed25519", "id_ecdsa", "id_rsa"].map(|name| home.join(".ssh").join(name)).into(),
             None => Vec::new(),
         };
+        socket_folder::remove_stale();
         let keys = KeyRing::new(options.use_agent, options.passphrase_file.clone(), default_files);
         Ok(Self {
             shared: Arc::new(Shared {

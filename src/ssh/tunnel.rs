@@ -27,14 +27,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Session, SshError, channel::ChannelIo, connection::OpenError};
+use super::{Session, SshError, channel::ChannelIo, connection::OpenError, socket_folder};
 
 /// Names of the loopback on the box, in the order they are tried: some programs listen on `::1` only.
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "localhost"];
 /// More connections than any HTTP client of ours opens; the others wait in the socket's backlog.
 const MAX_CONNECTIONS: usize = 256;
-/// Unix socket paths are limited to 108 bytes on Linux and 104 elsewhere, with the final zero.
-const LONGEST_PATH: usize = 100;
 /// How long the box may take to finish after our side has closed its connection.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -72,8 +70,8 @@ impl Tunnel {
             what: "could not make a private socket for the tunnel".to_owned(),
             source: Arc::new(source),
         };
-        let folder = private_folder().map_err(local)?;
-        let socket = folder.path().join("s");
+        let folder = socket_folder::create().map_err(local)?;
+        let socket = socket_folder::socket_in(folder.path());
         let listener = UnixListener::bind(&socket).map_err(local)?;
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(serve(listener, Arc::clone(&gate), stop.clone())));
@@ -131,22 +129,6 @@ impl Gate {
 }
 
 /// A new folder for this user only, with a path short enough for a socket.
-fn private_folder() -> io::Result<TempDir> {
-    let mut failure = io::Error::other("the path of the temporary folder is too long for a socket");
-    for base in [env::temp_dir(), PathBuf::from("/tmp")] {
-        if base.as_os_str().len() > LONGEST_PATH - "/comfy-remote-XXXXXX/s".len() {
-            continue;
-        }
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("comfy-remote-").permissions(std::fs::Permissions::from_mode(0o700));
-        match builder.tempdir_in(base) {
-            Ok(folder) => return Ok(folder),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
 async fn serve(listener: UnixListener, gate: Arc<Gate>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {

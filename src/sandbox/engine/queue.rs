@@ -211,6 +211,12 @@ impl Queue {
         self.lock().running.clone()
     }
 
+    /// The running prompt and the waiting ones, at one moment.
+    pub(super) fn snapshot(&self) -> (Option<Item>, Vec<Item>) {
+        let state = self.lock();
+        (state.running.clone(), state.heap.clone())
+    }
+
     /// Waiting prompts in the order of the heap, which is not the order they will run in.
     pub(super) fn pending(&self) -> Vec<Item> {
         self.lock().heap.clone()

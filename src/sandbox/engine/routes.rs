@@ -187,9 +187,7 @@ async fn queue_info(State(shared): Engine) -> Response {
 }
 
 async fn queue(State(shared): Engine) -> Response {
-    // Both under one lock would be better; a prompt that moves between the two is seen twice, never not at all.
-    let pending = shared.queue.pending();
-    let running = shared.queue.running();
+    let (running, pending) = shared.queue.snapshot();
     let list = |items: Vec<Item>| items.iter().map(Item::to_json).collect::<Vec<_>>();
     let running = list(running.into_iter().collect());
     json_answer(&json!({"queue_running": running, "queue_pending": list(pending)}))

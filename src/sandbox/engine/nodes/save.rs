@@ -22,7 +22,7 @@ pub(super) async fn save(step: &Step<'_>, inputs: Inputs) -> Result<Product, Fai
 }
 
 pub(super) async fn preview(step: &Step<'_>, inputs: Inputs) -> Result<Product, Failure> {
-    // ComfyUI draws from letters without the vowels' confusable ones; five letters are all a client can tell.
+    // Five small letters, drawn anew for each run of the node.
     let random = uuid::Uuid::new_v4();
     let letters: String = random.as_bytes().iter().take(5).map(|byte| char::from(b'a' + byte % 26)).collect();
     let folder = step.folders().temp.clone();
