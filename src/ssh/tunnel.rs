@@ -6,8 +6,7 @@
 //! The tunnel ends with its last clone, and with it everything that runs through it but the streams of `open`.
 
 use std::{
-    env, fmt, io,
-    os::unix::fs::PermissionsExt,
+    fmt, io,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{

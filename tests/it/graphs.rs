@@ -78,6 +78,27 @@ pub(crate) fn mixed(tag: &str) -> Value {
     })
 }
 
+/// An animation, two kinds of sound and two of video.
+pub(crate) fn media(tag: &str) -> Value {
+    let prefix = format!("{tag}/media");
+    json!({
+        "1": {"class_type": "RigManyImages", "inputs": {"count": 6, "size": 64, "seed": nonce(tag)}},
+        "2": {
+            "class_type": "SaveAnimatedWEBP",
+            "inputs": {"images": ["1", 0], "filename_prefix": prefix, "fps": 6.0, "lossless": true, "quality": 80, "method": "default"},
+        },
+        "3": {"class_type": "EmptyAudio", "inputs": {"duration": 0.2, "sample_rate": 44100, "channels": 2}},
+        "4": {"class_type": "SaveAudio", "inputs": {"audio": ["3", 0], "filename_prefix": prefix}},
+        "5": {"class_type": "SaveAudioMP3", "inputs": {"audio": ["3", 0], "filename_prefix": prefix, "quality": "128k"}},
+        "6": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 8.0}},
+        "7": {"class_type": "SaveVideo", "inputs": {"video": ["6", 0], "filename_prefix": prefix, "format": "mp4", "codec": "h264"}},
+        "8": {
+            "class_type": "SaveWEBM",
+            "inputs": {"images": ["1", 0], "filename_prefix": prefix, "codec": "vp9", "fps": 8.0, "crf": 32.0},
+        },
+    })
+}
+
 /// Each kind of graph that ComfyUI refuses, with what the message must say.
 pub(crate) fn refused() -> Vec<(Value, &'static str)> {
     let empty = json!({"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}});

@@ -272,6 +272,25 @@ async fn what_stands_in_front_of_comfyui_is_named() {
 }
 
 #[tokio::test]
+async fn a_comfyui_on_its_usual_port_is_pointed_out() {
+    let usual = async |comfyui_port| Sandbox::start(SandboxOptions { comfyui_port, ..SandboxOptions::default() }).await;
+    let sandbox = match usual(8188).await {
+        Ok(sandbox) => sandbox,
+        Err(_) => usual(18188).await.expect("one of ComfyUI's usual ports is free"),
+    };
+    let stage = Stage { sandbox, service: Service::start(&[]) };
+    let mut request = stage.request(&graphs::preview(&tag()));
+    let closed = crate::support::free_port();
+    request["comfyui_port"] = json!(closed);
+    let id = stage.service.client().accepted(&request).await;
+    let failed = stage.service.client().wait_for_end(&id, PATIENCE).await;
+    let message = failed["error_message"].as_str().unwrap();
+    let hint = format!("ComfyUI answers on port {}", stage.sandbox.comfyui_port());
+    assert!(message.starts_with(&format!("could not reach ComfyUI on port {closed}")), "{message}");
+    assert!(message.contains(&hint), "{message}");
+}
+
+#[tokio::test]
 async fn a_comfyui_that_is_still_starting_is_waited_for() {
     let stage = plain_stage().await;
     stage.sandbox.engine().kill().await;

@@ -94,6 +94,24 @@ async fn a_state_file_that_cannot_be_read_is_moved_aside_and_the_service_starts(
     assert!(service.log().contains("could not be read"), "{}", service.log());
 }
 
+#[tokio::test]
+async fn logs_go_to_a_file_a_day_in_json_if_so_wished() {
+    let folder = tempfile::tempdir().unwrap();
+    let logs = folder.path().join("new/logs");
+    let settings = [("log.folder", logs.to_str().unwrap().into()), ("log.format", "json".into())];
+    let mut service = Service::start(&settings);
+    assert!(service.client().state().await.1["state"].is_null());
+    service.terminate(Duration::from_secs(5));
+    let files: Vec<_> = fs::read_dir(&logs).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let text = fs::read_to_string(&files[0]).unwrap();
+    assert!(!text.is_empty());
+    for line in text.lines() {
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(entry["level"].is_string() && entry["message"].is_string(), "{line}");
+    }
+}
+
 #[test]
 fn the_demo_ends_with_the_inverted_picture_on_disk() {
     let folder = tempfile::tempdir().unwrap();

@@ -51,6 +51,27 @@ told_on_every_far_end! {
     wrong_folders_are_survived_through_comfyuis_own_routes
 }
 
+/// Only a real ComfyUI makes these.
+#[tokio::test]
+async fn animations_sound_and_video_of_a_real_comfyui_arrive() {
+    tell(Kind::ComfyUi, |stage: Stage| async move {
+        let tag = tag();
+        let id = stage.start(&graphs::media(&tag)).await;
+        let done = stage.completed(&id).await;
+        assert_eq!(files(&done).len(), 5);
+        let mut kinds: Vec<_> = done["outputs"].as_array().unwrap().iter().map(kind_and_extension).collect();
+        kinds.sort();
+        let expected = [("audio", "flac"), ("audio", "mp3"), ("image", "webp"), ("video", "mp4"), ("video", "webm")];
+        assert_eq!(kinds, expected.map(|(kind, extension)| (kind.to_owned(), extension.to_owned())));
+    })
+    .await;
+}
+
+fn kind_and_extension(output: &Value) -> (String, String) {
+    let text = |field: &str| output[field].as_str().unwrap().to_owned();
+    (text("file_type"), text("filename").rsplit_once('.').unwrap().1.to_owned())
+}
+
 /// A service, a far end, and a folder for the user's files.
 struct Stage {
     far: FarEnd,
@@ -58,7 +79,7 @@ struct Stage {
     files: tempfile::TempDir,
 }
 
-async fn tell(kind: Kind, story: impl AsyncFnOnce(Stage)) {
+async fn tell<F: Future<Output = ()>>(kind: Kind, story: impl FnOnce(Stage) -> F) {
     let Some(far) = FarEnd::start(kind).await else { return };
     let service = Service::start(&[]);
     let files = tempfile::Builder::new().prefix("user files ünï ").tempdir().unwrap();
