@@ -6,7 +6,10 @@
 use std::{
     io,
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -16,12 +19,12 @@ use super::{
     execution::{Collected, Execution},
     follow::{Ending, failure_of},
     link::Link,
-    output_folder::{Incoming, StoreFileError},
+    output_folder::{Incoming, StoreFileError, remove_parts},
 };
 use crate::{
     comfy::{ComfyError, Viewed},
     ssh::{Transfer, TransferError},
-    workflow::{BoxEvent, ErrorCode, Event, Output, Phase},
+    workflow::{BoxEvent, ErrorCode, Event, Output, Phase, WorkflowState},
 };
 
 /// How many files come at once: more would compete with the run itself on ComfyUI's side.
@@ -78,6 +81,7 @@ impl Execution {
     /// Fetches what is not here yet, and returns what is no longer on the box.
     async fn fetch_missing(&self, link: &Link) -> Result<Vec<Output>, StepError> {
         let state = self.state()?;
+        self.remove_parts(&state).await;
         let mut missing = state.outputs.iter().filter(|output| !output.downloaded()).cloned();
         let by_view = AtomicBool::new(false);
         let mut fetches: FuturesUnordered<_> =
@@ -98,6 +102,17 @@ impl Execution {
             Some(fatal) => Err(fatal),
             None => Ok(gone),
         }
+    }
+
+    /// Removes what a killed service had half-way.
+    async fn remove_parts(&self, state: &Arc<WorkflowState>) {
+        let state = state.clone();
+        let work = move || {
+            for output in state.outputs.iter().filter(|output| !output.downloaded()) {
+                remove_parts(&state.request.output_dir, &output.remote, &state.id);
+            }
+        };
+        tokio::task::spawn_blocking(work).await.ok();
     }
 
     async fn fetch(&self, link: &Link, output: Output, by_view: &AtomicBool) -> (Output, Result<Fetched, StepError>) {
@@ -134,8 +149,8 @@ impl Execution {
             Err(ComfyError::Status { status: 400, .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let (root, file) = (self.request()?.output_dir, output.remote.clone());
-        let incoming = blocking(move || Incoming::open(&root, &file)).await?;
+        let (root, file, id) = (self.request()?.output_dir, output.remote.clone(), self.id.clone());
+        let incoming = blocking(move || Incoming::open(&root, &file, &id)).await?;
         let mut writer = incoming.writer()?;
         let size = match self.sftp_way(link, output, viewed.as_ref(), by_view).await? {
             Some(transfer) => transfer.download(&output.remote_path, &mut writer, MAX_FILE_BYTES).await?,

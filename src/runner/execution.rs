@@ -79,6 +79,7 @@ impl Execution {
             None => self.stop().await,
         };
         self.finish(event).await;
+        self.remove_partial_upload().await;
     }
 
     async fn finish(&self, event: Event) {
@@ -102,7 +103,7 @@ impl Execution {
 
     async fn story(&self) -> Result<(), Failure> {
         let mut link = self.connect().await?;
-        let mut patience = self.patience();
+        let mut patience = Patience::new();
         loop {
             let began = Instant::now();
             match self.advance(&link).await {
@@ -111,7 +112,7 @@ impl Execution {
                 Err(StepError::LinkLost(cause)) => {
                     drop(link);
                     if began.elapsed() >= STABLE {
-                        patience = self.patience();
+                        patience = Patience::new();
                     }
                     link = self.reconnect(&cause, &mut patience).await?;
                 }
@@ -144,7 +145,7 @@ impl Execution {
         // A recovered run whose tunnel had stood before.
         if state.phase() > Some(Phase::Connecting) {
             self.report_tunnel(Ok(()));
-            return self.reconnect("the service was restarted", &mut self.patience()).await;
+            return self.reconnect("the service was restarted", &mut Patience::new()).await;
         }
         self.apply(Event::Entered(Phase::Connecting));
         let (target, port) = (self.target()?, state.request.comfyui_port);
@@ -176,7 +177,7 @@ impl Execution {
         let port = self.state().map_err(into_failure)?.request.comfyui_port;
         let target = self.target()?;
         let mut last = Failure::new(ErrorCode::SshUnreachable, format!("the way to the box was lost: {cause}"));
-        while patience.wait().await {
+        while patience.wait(self.unreachable_limit()).await {
             last = match Link::open(&self.pool, &target, port).await {
                 Ok(link) => match link.probe(port).await {
                     Ok(_) => return Ok(link),
@@ -190,13 +191,12 @@ impl Execution {
         Err(last)
     }
 
-    /// How long the box may stay out of reach from now on.
-    pub(super) fn patience(&self) -> Patience {
-        let limit = match self.state().map(|state| state.submission) {
+    /// How long the box may stay out of reach.
+    fn unreachable_limit(&self) -> Duration {
+        match self.state().map(|state| state.submission) {
             Ok(Submission::Unclear | Submission::Accepted) => self.options.unreachable_limit,
             _ => self.options.unreachable_before_submit,
-        };
-        Patience { deadline: Instant::now() + limit, pauses: Pauses::new(), waited: false }
+        }
     }
 
     /// Learns the box's node definitions and cuts the nodes to those that will run. `None` when they can't be had.
@@ -277,7 +277,7 @@ impl Execution {
     }
 
     /// The string was checked when the request came in; only an edited state file can make it fail here.
-    fn target(&self) -> Result<Target, Failure> {
+    pub(super) fn target(&self) -> Result<Target, Failure> {
         let state = self.state().map_err(into_failure)?;
         Target::parse(&state.request.ssh_connection)
             .map_err(|error| Failure::new(ErrorCode::Internal, format!("Invalid ssh_connection: {error}")))
@@ -305,21 +305,31 @@ fn into_failure(error: StepError) -> Failure {
     }
 }
 
-/// How long and how often something is tried again.
+/// One spell of trouble with the way to the box: since when, and how long the next pause is.
 #[derive(Debug)]
 pub(super) struct Patience {
-    deadline: Instant,
+    since: Option<Instant>,
     pauses: Pauses,
-    waited: bool,
 }
 
 impl Patience {
-    /// Waits until the next try is due; the first is due at once. `false` when there is to be none.
-    async fn wait(&mut self) -> bool {
-        if std::mem::replace(&mut self.waited, true) {
-            self.pauses.next().await;
+    /// The trouble begins with the first try.
+    pub(super) fn new() -> Self {
+        Self { since: None, pauses: Pauses::new() }
+    }
+
+    /// Waits until the next try is due; the first is due at once. `false` when the trouble has lasted for `limit`.
+    async fn wait(&mut self, limit: Duration) -> bool {
+        match self.since {
+            Some(since) => {
+                self.pauses.next().await;
+                since.elapsed() < limit
+            }
+            None => {
+                self.since = Some(Instant::now());
+                true
+            }
         }
-        Instant::now() < self.deadline
     }
 }
 

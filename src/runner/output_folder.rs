@@ -14,13 +14,15 @@ use std::{
 use tempfile::NamedTempFile;
 use thiserror::Error;
 
-use crate::workflow::RemoteFile;
+use crate::workflow::{RemoteFile, WorkflowId};
 
 /// The longest name that file systems take, in bytes, less what a `-2` and a temporary name need.
 const MAX_NAME_BYTES: usize = 200;
 
 /// Folders deeper than this are refused.
 const MAX_DEPTH: usize = 16;
+
+const PART_SUFFIX: &str = ".part";
 
 /// How many files of one name may lie beside each other.
 const MAX_TWINS: u32 = 10_000;
@@ -58,13 +60,13 @@ pub(super) struct Incoming {
 
 impl Incoming {
     /// Opens a temporary file for what the box calls `file`, below `output_dir`. Blocks.
-    pub(super) fn open(output_dir: &Path, file: &RemoteFile) -> Result<Self, StoreFileError> {
+    pub(super) fn open(output_dir: &Path, file: &RemoteFile, owner: &WorkflowId) -> Result<Self, StoreFileError> {
         let folder = output_dir.join(safe_subfolder(&file.subfolder)?);
         let name = safe_name(&file.filename)?.to_owned();
         fs::create_dir_all(&folder).map_err(StoreFileError::io("create", &folder))?;
         let part = tempfile::Builder::new()
-            .prefix(".comfy-remote-")
-            .suffix(".part")
+            .prefix(&part_prefix(owner))
+            .suffix(PART_SUFFIX)
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(&folder)
             .map_err(StoreFileError::io("create a file in", &folder))?;
@@ -96,6 +98,22 @@ impl Incoming {
         let exhausted = io::Error::new(io::ErrorKind::AlreadyExists, "too many files of this name");
         Err(StoreFileError::io("write", &self.folder.join(&self.name))(exhausted))
     }
+}
+
+/// Removes the temporary files that a killed service left of a workflow, beside where `file` is to lie. Blocks.
+pub(super) fn remove_parts(output_dir: &Path, file: &RemoteFile, owner: &WorkflowId) {
+    let Ok(subfolder) = safe_subfolder(&file.subfolder) else { return };
+    for entry in fs::read_dir(output_dir.join(subfolder)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&part_prefix(owner)) && name.ends_with(PART_SUFFIX) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+fn part_prefix(owner: &WorkflowId) -> String {
+    format!(".{owner}-")
 }
 
 fn safe_subfolder(subfolder: &str) -> Result<PathBuf, StoreFileError> {
@@ -167,7 +185,7 @@ mod tests {
     }
 
     fn store(folder: &Path, file: &RemoteFile, content: &str) -> Result<PathBuf, StoreFileError> {
-        let mut incoming = Incoming::open(folder, file)?;
+        let mut incoming = Incoming::open(folder, file, &"owner".into())?;
         incoming.part.write_all(content.as_bytes()).unwrap();
         incoming.keep()
     }
@@ -188,6 +206,17 @@ mod tests {
             assert_eq!(fs::read_to_string(place(name)).unwrap(), content);
         }
         assert_eq!(fs::read_dir(place("")).unwrap().count(), 3, "temporary files are gone");
+    }
+
+    #[test]
+    fn parts_of_one_workflow_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = named("", "a.png");
+        let (mine, other): (WorkflowId, WorkflowId) = ("mine".into(), "other".into());
+        let keep = |owner| Incoming::open(folder.path(), &file, owner).unwrap().part.keep().unwrap().1;
+        let (left, foreign) = (keep(&mine), keep(&other));
+        remove_parts(folder.path(), &file, &mine);
+        assert!(!left.exists() && foreign.exists());
     }
 
     #[test]

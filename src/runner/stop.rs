@@ -6,7 +6,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{error::StepError, execution::Execution, link::Link};
+use super::{
+    error::StepError,
+    execution::{Execution, Patience},
+    link::Link,
+};
 use crate::{
     comfy::Place,
     workflow::{ErrorCode, Event, Failure, Phase, Submission, WorkflowState},
@@ -29,7 +33,7 @@ impl Execution {
         if self.state().is_ok_and(|state| nothing_runs(&state)) {
             return Event::Cancelled;
         }
-        let (mut cause, mut patience) = ("cancel was requested".to_owned(), self.patience());
+        let (mut cause, mut patience) = ("cancel was requested".to_owned(), Patience::new());
         loop {
             let link = match self.reconnect(&cause, &mut patience).await {
                 Ok(link) => link,

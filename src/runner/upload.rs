@@ -8,6 +8,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
@@ -19,11 +20,14 @@ use super::{
 use crate::{
     comfy::Definitions,
     ssh::{Transfer, TransferError},
-    workflow::{ErrorCode, Event, Folder, Graph, Phase, RemoteFile, inputs::name_for_content},
+    workflow::{ErrorCode, Event, Folder, Graph, Phase, RemoteFile, Submission, inputs::name_for_content},
 };
 
 /// How often a name that another run has just taken is looked at again.
 const RENAME_ATTEMPTS: u32 = 3;
+
+/// How long cleaning up behind a cancelled upload may take.
+const CLEAN_UP: Duration = Duration::from_secs(5);
 
 /// An input file as it is here.
 #[derive(Debug)]
@@ -84,7 +88,8 @@ impl Execution {
         folder: &str,
         input: &Input,
     ) -> Result<Result<String, String>, StepError> {
-        let (name, is_new) = match place(transfer, folder, input).await {
+        let part = self.part_path(folder);
+        let (name, is_new) = match place(transfer, folder, &part, input).await {
             Ok(placed) => placed,
             Err(error) if is_lost(&error) => return Err(StepError::LinkLost(error.to_string())),
             Err(error @ TransferError::NoSpace { .. }) => {
@@ -110,8 +115,29 @@ impl Execution {
     }
 }
 
+impl Execution {
+    /// The temporary name of an upload: one at a time for each workflow.
+    fn part_path(&self, folder: &str) -> String {
+        join(folder, &format!(".{}.part", self.id))
+    }
+
+    /// After a cancelled upload: removes what had arrived of it, if the box can still be reached.
+    pub(super) async fn remove_partial_upload(&self) {
+        let Ok(state) = self.state() else { return };
+        if state.submission != Submission::None || state.request.input_images.is_empty() || !state.cancel_requested {
+            return;
+        }
+        let remove = async {
+            let link = Link::open(&self.pool, &self.target().ok()?, state.request.comfyui_port).await.ok()?;
+            let transfer = link.transfer().await.ok()?.ok()?;
+            transfer.remove(&self.part_path(&state.request.comfyui_input_dir)).await.ok()
+        };
+        tokio::time::timeout(CLEAN_UP, remove).await.ok();
+    }
+}
+
 /// The name under which the content lies in the folder now, and whether it was put there just now.
-async fn place(transfer: &Transfer, folder: &str, input: &Input) -> Result<(String, bool), TransferError> {
+async fn place(transfer: &Transfer, folder: &str, part: &str, input: &Input) -> Result<(String, bool), TransferError> {
     if !transfer.stat(folder).await?.is_some_and(|stat| stat.is_dir) {
         return Err(TransferError::NotFound { path: folder.to_owned() });
     }
@@ -120,7 +146,7 @@ async fn place(transfer: &Transfer, folder: &str, input: &Input) -> Result<(Stri
         for name in [input.name.clone(), name_for_content(&input.name, &input.sha256)] {
             let path = join(folder, &name);
             match transfer.stat(&path).await? {
-                None => match put(transfer, folder, &path, input).await {
+                None => match put(transfer, part, &path, input).await {
                     Ok(()) => return Ok((name, true)),
                     // Another run took the name meanwhile: look at it again.
                     Err(error) if transfer.stat(&path).await?.is_some() => taken = Some(error),
@@ -136,14 +162,18 @@ async fn place(transfer: &Transfer, folder: &str, input: &Input) -> Result<(Stri
     Err(taken.unwrap_or_else(|| TransferError::AlreadyExists { path: join(folder, &input.name) }))
 }
 
-async fn put(transfer: &Transfer, folder: &str, path: &str, input: &Input) -> Result<(), TransferError> {
-    let part = join(folder, &format!(".comfy-remote-{}.part", uuid::Uuid::new_v4().simple()));
-    let result = match transfer.upload(&input.path, &part).await {
-        Ok(_) => transfer.rename(&part, path).await,
+async fn put(transfer: &Transfer, part: &str, path: &str, input: &Input) -> Result<(), TransferError> {
+    // What an earlier try, perhaps before a crash, left behind.
+    match transfer.remove(part).await {
+        Ok(()) | Err(TransferError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let result = match transfer.upload(&input.path, part).await {
+        Ok(_) => transfer.rename(part, path).await,
         Err(error) => Err(error),
     };
     if result.is_err() {
-        transfer.remove(&part).await.ok();
+        transfer.remove(part).await.ok();
     }
     result
 }

@@ -23,6 +23,8 @@ use crate::workflow::WorkflowState;
 /// Counts incompatible changes of the format.
 const FORMAT: u64 = 1;
 
+const TEMPORARY_SUFFIX: &str = ".tmp";
+
 /// What a state file held.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
@@ -33,6 +35,7 @@ pub(super) struct Loaded {
 /// Reads the file; a missing one is an empty one. What can't be understood is moved aside, or, if only some
 /// workflows in it can't, copied aside.
 pub(super) fn load(path: &Path) -> Result<Loaded, StoreError> {
+    remove_temporary(path);
     let Some(content) = read(path)? else {
         return Ok(Loaded::default());
     };
@@ -67,13 +70,28 @@ pub(super) fn load(path: &Path) -> Result<Loaded, StoreError> {
 pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     let folder = folder_of(path);
     let mut file = tempfile::Builder::new()
-        .prefix(".comfyui_workflow_state.")
-        .suffix(".tmp")
+        .prefix(&temporary_prefix(path))
+        .suffix(TEMPORARY_SUFFIX)
         .tempfile_in(folder)
         .map_err(StoreError::io("create a temporary file in", folder))?;
     file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(StoreError::io("write", path))?;
     file.persist(path).map_err(|error| StoreError::io("replace", path)(error.error))?;
     sync_folder(folder).map_err(StoreError::io("write", folder))
+}
+
+/// Removes the temporary files that a killed service left.
+fn remove_temporary(path: &Path) {
+    for entry in fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&temporary_prefix(path)) && name.ends_with(TEMPORARY_SUFFIX) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+fn temporary_prefix(path: &Path) -> String {
+    format!(".{}.", path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// Makes a rename or a new file in a folder survive a power cut.
