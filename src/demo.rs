@@ -70,6 +70,8 @@ pub enum DemoError {
 pub async fn run(options: Options) -> Result<(), DemoError> {
     let folder = tempfile::Builder::new().prefix("comfy-remote-demo-").tempdir()?;
     let sandbox = Sandbox::start(SandboxOptions::default()).await?;
+    // Empty, so that nothing in ~/.ssh/config applies to the sandbox.
+    fs::write(folder.path().join("ssh_config"), "")?;
     let config = config(folder.path(), &options)?;
     let _flush = telemetry::init(&config.log)?;
     let service = Service::start(&config).await?;

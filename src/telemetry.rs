@@ -59,10 +59,11 @@ pub fn init(log: &Log) -> Result<Flush, TelemetryError> {
 }
 
 fn filter(level: LogLevel) -> EnvFilter {
+    // russh warns of every connection that ends, which is told with more sense from here.
     let directives = match level {
         LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "warn,comfy_remote=info",
+        LogLevel::Warn => "warn,russh=error",
+        LogLevel::Info => "warn,russh=error,comfy_remote=info",
         LogLevel::Debug => "info,comfy_remote=debug",
         LogLevel::Trace => "info,comfy_remote=trace",
     };
