@@ -178,8 +178,18 @@ impl Config {
             ("ssh.keepalive_s", self.ssh.keepalive_s),
             ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
         ];
-        match positive.iter().find(|(_, value)| *value == 0) {
-            Some((key, _)) => Err(ConfigError(format!("configuration key {key} must be above 0"))),
+        let set = [
+            ("state.file", self.state.file.file_name().is_some()),
+            ("ssh.known_hosts", self.ssh.known_hosts.file_name().is_some()),
+            ("defaults.comfyui_input_dir", !self.defaults.comfyui_input_dir.is_empty()),
+            ("defaults.comfyui_output_dir", !self.defaults.comfyui_output_dir.is_empty()),
+            ("defaults.output_dir", !self.defaults.output_dir.is_empty()),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError(format!("configuration key {key} must be above 0")));
+        }
+        match set.iter().find(|(_, is_set)| !is_set) {
+            Some((key, _)) => Err(ConfigError(format!("configuration key {key} must not be empty"))),
             None => Ok(self),
         }
     }

@@ -49,6 +49,7 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S", "soon")], "ssh.connect_timeout_s"),
         (vec![], vec![("COMFY_REMOTE_SERVER__NONSENSE", "1")], "server.nonsense"),
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_ATTEMPTS", "0")], "ssh.connect_attempts must be above 0"),
+        (vec![], vec![("COMFY_REMOTE_STATE__FILE", "")], "state.file must not be empty"),
     ] {
         let ended = run(&arguments, &environment);
         let said = text(&ended.stderr);
