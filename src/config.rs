@@ -17,7 +17,7 @@ use figment::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{http, runner, ssh, store};
+use crate::{home::expand_home, http, runner, ssh, store};
 
 /// The defaults, which also document every key.
 pub const DEFAULTS: &str = include_str!("../config.toml");
@@ -207,15 +207,15 @@ impl Config {
     pub fn ssh(&self) -> ssh::Options {
         let ssh = &self.ssh;
         ssh::Options {
-            known_hosts: expand_home(&ssh.known_hosts),
+            known_hosts: ssh.known_hosts.clone(),
             host_keys: match ssh.host_keys {
                 HostKeys::AcceptNew => ssh::HostKeyPolicy::AcceptNew,
                 HostKeys::Strict => ssh::HostKeyPolicy::Strict,
                 HostKeys::Off => ssh::HostKeyPolicy::Off,
             },
-            identity_files: ssh.identity_files.iter().map(|file| expand_home(file)).collect(),
+            identity_files: ssh.identity_files.clone(),
             use_agent: ssh.use_agent,
-            passphrase_file: ssh.passphrase_file.as_deref().map(expand_home),
+            passphrase_file: ssh.passphrase_file.clone(),
             connect_timeout: Duration::from_secs(ssh.connect_timeout_s),
             connect_attempts: ssh.connect_attempts,
             keepalive: Duration::from_secs(ssh.keepalive_s),
@@ -241,14 +241,6 @@ impl Config {
     /// For [`http::router`].
     pub fn http(&self) -> http::Options {
         http::Options { cors_origins: self.server.cors_origins.clone(), max_body_bytes: self.server.max_body_bytes }
-    }
-}
-
-/// `~/…` with the home folder in its place.
-pub fn expand_home(path: &Path) -> PathBuf {
-    match (path.strip_prefix("~"), std::env::home_dir()) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path.to_owned(),
     }
 }
 

@@ -140,12 +140,13 @@ async fn follow(client: &reqwest::Client, url: &str) -> Result<Value, DemoError>
 }
 
 /// The shipped defaults, with everything that leaves a trace in the temporary folder.
-fn config(folder: &Path, options: &Options) -> Result<Config, ConfigError> {
+fn config(folder: &Path, options: &Options) -> Result<Config, DemoError> {
     let mut config = Config::defaults()?;
     config.server.bind = options.bind;
     config.state.file = folder.join("state.json");
     config.ssh.known_hosts = folder.join("known_hosts");
     config.ssh.use_agent = false;
+    config.defaults.output_dir = std::path::absolute(&options.output)?.display().to_string();
     config.ssh.config_file = Some(folder.join("ssh_config"));
     config.log.level = LogLevel::Warn;
     Ok(config)

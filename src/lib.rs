@@ -12,6 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
+//!  json, home             two small things that several parts need
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest
 //! ```
@@ -26,6 +27,7 @@ pub mod comfy;
 pub mod config;
 #[cfg(feature = "sandbox")]
 pub mod demo;
+mod home;
 pub mod http;
 mod json;
 pub mod runner;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use comfy_remote::{
@@ -8,6 +8,7 @@ use comfy_remote::{
     config::Config,
     telemetry,
 };
+use tokio::runtime::Runtime;
 
 /// Runs ComfyUI workflows on rented GPU machines over SSH, and never loses one.
 #[derive(Debug, Parser)]
@@ -52,21 +53,31 @@ struct DemoArgs {
     bind: SocketAddr,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long blocking work, such as reading from a file system that hangs, may hold up the end.
+const LINGER: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    let ended = match cli.command {
-        None => serve(cli.serve).await,
-        Some(Command::Serve(args)) => serve(args).await,
-        #[cfg(feature = "sandbox")]
-        Some(Command::Demo(args)) => demo(args).await,
-    };
+    let ended = Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let ended = runtime.block_on(run(cli));
+        runtime.shutdown_timeout(LINGER);
+        ended
+    });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("comfy-remote: {error}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+    match cli.command {
+        None => serve(cli.serve).await,
+        Some(Command::Serve(args)) => serve(args).await,
+        #[cfg(feature = "sandbox")]
+        Some(Command::Demo(args)) => demo(args).await,
     }
 }
 

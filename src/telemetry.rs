@@ -4,7 +4,10 @@ use thiserror::Error;
 use tracing_appender::{non_blocking::WorkerGuard, rolling};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{Log, LogFormat, LogLevel, expand_home};
+use crate::{
+    config::{Log, LogFormat, LogLevel},
+    home::expand_home,
+};
 
 /// Why logging could not be set up.
 #[derive(Debug, Error)]

@@ -24,6 +24,8 @@ pub struct HistoryEntry {
     pub prompt_id: PromptId,
     /// Which workflow it belongs to, if it is one of ours.
     pub marker: Option<Marker>,
+    /// The output nodes that it ran for, where the server says so; the invalid ones were left out.
+    pub targets: Option<Vec<NodeId>>,
     /// How it ended.
     pub outcome: Outcome,
     /// What its nodes reported, under ids of the graph. A failed run has what ended before.
@@ -107,9 +109,11 @@ impl Parts for RawHistory {
 impl RawHistory {
     fn read(self, key: &str) -> HistoryEntry {
         let messages = Messages::read(&self.status);
+        let (marker, targets) = self.submission.checked().map_or((None, None), |entry| (entry.marker, entry.targets));
         HistoryEntry {
             prompt_id: key.into(),
-            marker: self.submission.checked().and_then(|entry| entry.marker),
+            marker,
+            targets,
             outputs: outputs(&self.outputs, &self.meta),
             cached: messages.cached.clone(),
             run_time: messages.run_time(),

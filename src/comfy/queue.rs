@@ -7,7 +7,7 @@ use serde::de::{MapAccess, SeqAccess};
 use serde_json::Value;
 
 use super::tolerant::{self, Parts, Tolerant};
-use crate::workflow::{ClientId, PromptId, WorkflowId};
+use crate::workflow::{ClientId, NodeId, PromptId, WorkflowId};
 
 /// Most entries that are kept of each list.
 const MAX_ENTRIES: usize = 100_000;
@@ -35,6 +35,8 @@ pub struct Entry {
     pub client_id: Option<ClientId>,
     /// Which workflow it belongs to, if it is one of ours.
     pub marker: Option<Marker>,
+    /// The output nodes that it will run for, where the server says so; the invalid ones are left out.
+    pub targets: Option<Vec<NodeId>>,
 }
 
 /// The mark by which a prompt of ours is recognised where the server has given it another id.
@@ -79,18 +81,18 @@ impl Queue {
     /// Where a prompt of ours is, and the id by which the server knows it. It is recognised by the id or, where the
     /// server has replaced that, by its marker.
     pub fn place_of(&self, prompt: &PromptId, workflow: &WorkflowId) -> Option<(PromptId, Place)> {
-        let ours = |entry: &&Entry| entry.belongs_to(prompt, workflow);
-        if let Some(entry) = self.running.iter().find(ours) {
-            return Some((entry.prompt_id.clone(), Place::Running));
-        }
-        let entry = self.pending.iter().find(ours)?;
-        Some((entry.prompt_id.clone(), Place::Pending(self.position(&entry.prompt_id)?)))
+        let (entry, place) = self.find(prompt, workflow)?;
+        Some((entry.prompt_id.clone(), place))
     }
 
-    /// Everything in the queue that belongs to a workflow, earlier attempts included.
-    pub fn of_workflow(&self, workflow: &WorkflowId) -> impl Iterator<Item = &Entry> {
-        let ours = move |entry: &&Entry| entry.marker.as_ref().is_some_and(|marker| marker.workflow_id == *workflow);
-        self.running.iter().chain(&self.pending).filter(ours)
+    /// As [`place_of`](Self::place_of), with the whole entry.
+    pub fn find(&self, prompt: &PromptId, workflow: &WorkflowId) -> Option<(&Entry, Place)> {
+        let ours = |entry: &&Entry| entry.belongs_to(prompt, workflow);
+        if let Some(entry) = self.running.iter().find(ours) {
+            return Some((entry, Place::Running));
+        }
+        let entry = self.pending.iter().find(ours)?;
+        Some((entry, Place::Pending(self.position(&entry.prompt_id)?)))
     }
 }
 
@@ -140,6 +142,7 @@ pub(super) struct RawEntry {
     number: Option<Value>,
     prompt_id: Option<Value>,
     extra: Option<Extra>,
+    targets: Option<Vec<NodeId>>,
 }
 
 impl RawEntry {
@@ -153,6 +156,7 @@ impl RawEntry {
             number: number.unwrap_or(f64::INFINITY),
             client_id: extra.client_id.map(ClientId::from),
             marker: extra.marker,
+            targets: self.targets,
         })
     }
 }
@@ -177,6 +181,11 @@ impl Parts for RawEntry {
             2 => return seq.next_element::<serde::de::IgnoredAny>().map(|graph| graph.is_some()),
             _ => {
                 let Some(Tolerant(extra)) = seq.next_element::<Tolerant<Extra>>()? else { return Ok(false) };
+                if let Some(listed) = &extra.listed
+                    && self.targets.is_none()
+                {
+                    self.targets = Some(listed.iter().map(|id| NodeId::from(id.as_str())).collect());
+                }
                 if self.extra.as_ref().is_none_or(|known| !known.is_object) {
                     self.extra = Some(extra);
                 }
@@ -191,6 +200,8 @@ impl Parts for RawEntry {
 #[derive(Debug, Default)]
 struct Extra {
     is_object: bool,
+    /// What stands there instead when it is a list: the output nodes.
+    listed: Option<Vec<String>>,
     client_id: Option<String>,
     marker: Option<Marker>,
 }
@@ -204,6 +215,15 @@ impl Parts for Extra {
             _ => map.next_value::<serde::de::IgnoredAny>().map(drop)?,
         }
         Ok(())
+    }
+
+    fn element<'de, A: SeqAccess<'de>>(&mut self, _index: usize, seq: &mut A) -> Result<bool, A::Error> {
+        let listed = self.listed.get_or_insert_default();
+        let Some(id) = seq.next_element::<Value>()? else { return Ok(false) };
+        if listed.len() < MAX_ENTRIES {
+            listed.extend(id_of(&id));
+        }
+        Ok(true)
     }
 }
 
@@ -244,16 +264,19 @@ mod tests {
             number: 12.0,
             client_id: Some("c".into()),
             marker: Some(Marker { workflow_id: "w".into(), prompt_id: "ours".into() }),
+            targets: Some(vec!["9".into(), "4".into()]),
         };
         for entry in [
-            json!([12, "p", {"1": {}}, extra, ["9"]]),
-            json!([12.0, "p", {"1": {}}, ["9"], extra]),
-            json!([12, "p", {"1": {}}, extra, ["9"], {"api_key": "x"}, 7]),
-            json!({"priority": 12, "prompt_id": "p", "prompt": {}, "extra_data": extra, "sensitive": {}}),
+            json!([12, "p", {"1": {}}, extra, ["9", 4]]),
+            json!([12.0, "p", {"1": {}}, ["9", "4"], extra]),
+            json!([12, "p", {"1": {}}, extra, ["9", "4"], {"api_key": "x"}, 7]),
         ] {
             let queue = parse(&json!({"queue_running": [entry], "queue_pending": [null, 3, "x", [], [1], {}]}));
             assert_eq!(queue, Queue { running: vec![expected.clone()], pending: vec![] });
         }
+        let fork = json!({"priority": 12, "prompt_id": "p", "prompt": {}, "extra_data": extra, "sensitive": {}});
+        let queue = parse(&json!({"queue_running": [fork], "queue_pending": []}));
+        assert_eq!(queue.running, [Entry { targets: None, ..expected }]);
     }
 
     #[test]
@@ -295,7 +318,6 @@ mod tests {
         assert_eq!(place("first", "w"), Some(("s1".into(), Place::Running)));
         assert_eq!(place("second", "w"), Some(("s2".into(), Place::Pending(1))));
         assert_eq!(place("second", "other"), None);
-        assert_eq!(queue.of_workflow(&"w".into()).count(), 2);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The HTTP side: six routes under `/comfyui/workflow`, and the rules for everything around them.
 //!
-//! Every answer from any layer is JSON, and every failure is `{"success": false, "message": "…"}`. Handlers read the
+//! Every answer to a request that is HTTP is JSON, and every failure is `{"success": false, "message": "…"}`. Handlers read the
 //! [`store`](crate::store) and ask the [`runner`](crate::runner); they know neither SSH nor ComfyUI. The bodies
 //! have types of their own (`view`): the API is the user's contract, the state file is ours.
 

@@ -12,6 +12,7 @@ use std::{
 
 use super::{digest::sha256_of, error::ExecuteError};
 use crate::{
+    home::expand_home,
     ssh::Target,
     workflow::{Graph, Request},
 };
@@ -65,7 +66,7 @@ pub(super) struct Admitted {
 pub(super) async fn check(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, ExecuteError> {
     let defaults = defaults.clone();
     let work = move || check_blocking(request, &defaults);
-    tokio::task::spawn_blocking(work).await.map_err(|_| ExecuteError::Stopping)?.map_err(ExecuteError::Rejected)
+    tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
 fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, String> {
@@ -159,11 +160,7 @@ fn open_regular(given: &str, what: &str) -> Result<File, String> {
 
 /// `~/` expanded, and relative to the service's working directory.
 fn absolute(given: &str) -> PathBuf {
-    let path = Path::new(given);
-    let path = match (path.strip_prefix("~"), std::env::home_dir()) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path.to_owned(),
-    };
+    let path = expand_home(Path::new(given));
     std::path::absolute(&path).unwrap_or(path)
 }
 

@@ -10,28 +10,31 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::sync::OnceCell;
 
 use super::{
-    error::{StepError, is_lost},
+    error::{StepError, transfer_lost},
     execution::{Collected, Execution},
     follow::{Ending, failure_of},
     link::Link,
     output_folder::{Incoming, StoreFileError, remove_parts},
+    patience::Patience,
 };
 use crate::{
     comfy::{ComfyError, Viewed},
     ssh::{Transfer, TransferError},
-    workflow::{BoxEvent, ErrorCode, Event, Output, Phase, WorkflowState},
+    workflow::{BoxEvent, ErrorCode, Event, Failure, Output, Phase, WorkflowState},
 };
 
 /// How many files come at once: more would compete with the run itself on ComfyUI's side.
 const PARALLEL: usize = 4;
 
-/// How often one file is tried.
-const ATTEMPTS: u32 = 3;
+/// How long one file that does not come is tried again.
+const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The largest file that is taken.
 const MAX_FILE_BYTES: u64 = 1 << 40;
@@ -45,36 +48,54 @@ enum Fetched {
 /// Why one file did not come.
 enum FetchError {
     Step(StepError),
-    /// Worth another try.
-    Retry(String),
+    /// Worth another try; when that does not help either, the box may do better later or not.
+    Retry {
+        cause: String,
+        may_pass: bool,
+    },
+}
+
+/// How the files of one step come.
+struct Ways {
+    link_transfer: OnceCell<Result<Transfer, String>>,
+    /// The user knows that SFTP does not serve.
+    is_said: AtomicBool,
 }
 
 impl Execution {
-    /// Brings every output of the run here. After a failed run, what its finished nodes left comes here too, and then
-    /// the failure is returned.
-    pub(super) async fn collect_outputs(&self, link: &Link, ending: Ending) -> Result<Collected, StepError> {
+    /// Takes in how the run ended. After a failed run, what its finished nodes left comes here first, and then the
+    /// failure is returned.
+    pub(super) async fn take_in_ending(&self, link: &Link, ending: Ending) -> Result<(), StepError> {
         let failure = failure_of(&ending);
-        self.apply(Event::Box(BoxEvent::Cached(ending.cached.clone())));
-        for (node, output) in &ending.outputs {
-            self.apply(Event::Box(BoxEvent::NodeOutput { node: node.clone(), output: output.clone() }));
-        }
-        if failure.is_none() {
+        // Of a run that was over before anybody looked, only history tells that it ran.
+        self.apply(Event::Box(BoxEvent::Started));
+        self.apply(Event::Box(BoxEvent::Cached(ending.cached)));
+        self.apply(Event::Reported(ending.outputs));
+        let Some(failure) = failure else {
             self.apply(Event::Entered(Phase::Downloading));
-        }
-        let gone = self.fetch_missing(link).await;
-        match (failure, gone) {
-            (_, Err(lost @ StepError::LinkLost(_))) => Err(lost),
-            (Some(failure), Ok(_)) => Err(StepError::Fatal(failure)),
-            (Some(failure), Err(StepError::Fatal(other))) => {
+            return Ok(());
+        };
+        match self.fetch_missing(link).await {
+            Err(error @ (StepError::LinkLost(_) | StepError::Trouble(_))) => return Err(error),
+            Err(StepError::Fatal(other)) => {
                 self.warn(format!("an output of the failed run could not be fetched: {}", other.message));
-                Err(StepError::Fatal(failure))
             }
-            (None, Err(fatal)) => Err(fatal),
-            (None, Ok(gone)) if gone.is_empty() => Ok(Collected::All),
-            (None, Ok(gone)) if gone.iter().any(|output| ending.cached.contains(&output.node_id)) => {
-                Ok(Collected::GoneFromCache)
-            }
-            (None, Ok(gone)) => Err(StepError::fatal(ErrorCode::DownloadFailed, gone_message(&gone))),
+            Ok(_) => {}
+        }
+        Err(StepError::Fatal(failure))
+    }
+
+    /// Brings every output of a successful run here.
+    pub(super) async fn collect_outputs(&self, link: &Link) -> Result<Collected, StepError> {
+        let gone = self.fetch_missing(link).await?;
+        let state = self.state()?;
+        let is_cached = |output: &Output| state.nodes.get(&output.node_id).is_some_and(|node| node.is_cached());
+        if gone.is_empty() {
+            Ok(Collected::All)
+        } else if gone.iter().any(is_cached) {
+            Ok(Collected::GoneFromCache)
+        } else {
+            Err(StepError::fatal(ErrorCode::DownloadFailed, gone_message(&gone)))
         }
     }
 
@@ -83,23 +104,23 @@ impl Execution {
         let state = self.state()?;
         self.remove_parts(&state).await;
         let mut missing = state.outputs.iter().filter(|output| !output.downloaded()).cloned();
-        let by_view = AtomicBool::new(false);
+        let ways = Ways { link_transfer: OnceCell::new(), is_said: AtomicBool::new(false) };
         let mut fetches: FuturesUnordered<_> =
-            missing.by_ref().take(PARALLEL).map(|output| self.fetch(link, output, &by_view)).collect();
+            missing.by_ref().take(PARALLEL).map(|output| self.fetch(link, output, &ways)).collect();
         let (mut gone, mut failed) = (Vec::new(), None);
         while let Some((output, fetched)) = fetches.next().await {
-            fetches.extend(missing.next().map(|next| self.fetch(link, next, &by_view)));
+            fetches.extend(missing.next().map(|next| self.fetch(link, next, &ways)));
             match fetched {
                 Ok(Fetched::Stored(local_path, size)) => {
                     self.apply(Event::Stored { node: output.node_id, file: output.remote, local_path, size });
                 }
                 Ok(Fetched::Gone) => gone.push(output),
                 Err(lost @ StepError::LinkLost(_)) => return Err(lost),
-                Err(fatal) => failed = failed.or(Some(fatal)),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
         match failed {
-            Some(fatal) => Err(fatal),
+            Some(error) => Err(error),
             None => Ok(gone),
         }
     }
@@ -115,33 +136,29 @@ impl Execution {
         tokio::task::spawn_blocking(work).await.ok();
     }
 
-    async fn fetch(&self, link: &Link, output: Output, by_view: &AtomicBool) -> (Output, Result<Fetched, StepError>) {
-        let fetched = self.fetch_with_retries(link, &output, by_view).await;
+    async fn fetch(&self, link: &Link, output: Output, ways: &Ways) -> (Output, Result<Fetched, StepError>) {
+        let fetched = self.fetch_with_retries(link, &output, ways).await;
         (output, fetched)
     }
 
-    async fn fetch_with_retries(
-        &self,
-        link: &Link,
-        output: &Output,
-        by_view: &AtomicBool,
-    ) -> Result<Fetched, StepError> {
-        let mut last = String::new();
-        for _ in 0..ATTEMPTS {
-            match self.try_fetch(link, output, by_view).await {
+    async fn fetch_with_retries(&self, link: &Link, output: &Output, ways: &Ways) -> Result<Fetched, StepError> {
+        let mut patience = Patience::new();
+        loop {
+            let (cause, may_pass) = match self.try_fetch(link, output, ways).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(FetchError::Step(error)) => return Err(error),
-                Err(FetchError::Retry(cause)) => {
-                    tracing::warn!(file = output.remote.filename, cause, "a download failed");
-                    last = cause;
-                }
+                Err(FetchError::Retry { cause, may_pass }) => (cause, may_pass),
+            };
+            tracing::warn!(file = output.remote.filename, cause, "a download failed");
+            if !patience.pause(FILE_PATIENCE).await {
+                let message = format!("could not download {}: {cause}", output.remote.filename);
+                let failure = Failure::new(ErrorCode::DownloadFailed, message);
+                return Err(if may_pass { StepError::Trouble(failure) } else { StepError::Fatal(failure) });
             }
         }
-        let message = format!("could not download {}: {last}", output.remote.filename);
-        Err(StepError::fatal(ErrorCode::DownloadFailed, message))
     }
 
-    async fn try_fetch(&self, link: &Link, output: &Output, by_view: &AtomicBool) -> Result<Fetched, FetchError> {
+    async fn try_fetch(&self, link: &Link, output: &Output, ways: &Ways) -> Result<Fetched, FetchError> {
         let viewed = match link.client.stat_view(&output.remote).await {
             Ok(Some(viewed)) => Some(viewed),
             Ok(None) => return Ok(Fetched::Gone),
@@ -152,41 +169,43 @@ impl Execution {
         let (root, file, id) = (self.request()?.output_dir, output.remote.clone(), self.id.clone());
         let incoming = blocking(move || Incoming::open(&root, &file, &id)).await?;
         let mut writer = incoming.writer()?;
-        let size = match self.sftp_way(link, output, viewed.as_ref(), by_view).await? {
+        let size = match self.sftp_way(link, output, viewed.as_ref(), ways).await? {
             Some(transfer) => transfer.download(&output.remote_path, &mut writer, MAX_FILE_BYTES).await?,
             None => {
                 let mut body = link.client.view(&output.remote).await?;
                 body.copy_to(&mut writer, MAX_FILE_BYTES).await?
             }
         };
-        tokio::io::AsyncWriteExt::flush(&mut writer).await.map_err(|error| FetchError::Retry(error.to_string()))?;
+        tokio::io::AsyncWriteExt::flush(&mut writer).await.map_err(|error| FetchError::Step(local_failure(&error)))?;
         if let Some(expected) = viewed.and_then(|viewed| viewed.size).filter(|expected| *expected != size) {
-            return Err(FetchError::Retry(format!("{size} bytes came instead of {expected}")));
+            return Err(FetchError::retry(format!("{size} bytes came instead of {expected}")));
         }
         let path = blocking(move || incoming.keep()).await?;
         Ok(Fetched::Stored(path, size))
     }
 
     /// SFTP, if the file in the folder of the request is certainly the one that ComfyUI means.
-    async fn sftp_way<'l>(
+    async fn sftp_way<'w>(
         &self,
-        link: &'l Link,
+        link: &Link,
         output: &Output,
         viewed: Option<&Viewed>,
-        by_view: &AtomicBool,
-    ) -> Result<Option<&'l Transfer>, FetchError> {
-        let reason = match link.transfer().await? {
+        ways: &'w Ways,
+    ) -> Result<Option<&'w Transfer>, FetchError> {
+        let reason = match ways.link_transfer.get_or_try_init(|| link.transfer()).await? {
             Ok(transfer) => match transfer.stat(&output.remote_path).await {
                 Ok(Some(stat)) if viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) => {
                     return Ok(Some(transfer));
                 }
                 Ok(_) => "ComfyUI's output folder is not the one of the request; is comfyui_output_dir right?".into(),
-                Err(error) if is_lost(&error) => return Err(error.into()),
-                Err(error) => error.to_string(),
+                Err(error) => match transfer_lost(&error) {
+                    Some(lost) => return Err(lost.into()),
+                    None => error.to_string(),
+                },
             },
-            Err(reason) => reason.to_owned(),
+            Err(reason) => reason.clone(),
         };
-        if !by_view.swap(true, Ordering::Relaxed) {
+        if !ways.is_said.swap(true, Ordering::Relaxed) {
             self.warn(format!("outputs were downloaded through ComfyUI instead of SFTP: {reason}"));
         }
         Ok(None)
@@ -209,7 +228,13 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, FetchError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => Ok(result?),
-        Err(_) => Err(FetchError::Retry("the service is stopping".into())),
+        Err(_) => Err(FetchError::retry("the service is stopping".into())),
+    }
+}
+
+impl FetchError {
+    fn retry(cause: String) -> Self {
+        Self::Retry { cause, may_pass: false }
     }
 }
 
@@ -232,21 +257,20 @@ impl From<StoreFileError> for FetchError {
 
 impl From<ComfyError> for FetchError {
     fn from(error: ComfyError) -> Self {
-        // An error status may be about this one file: on a new link it would be the same.
-        match error {
+        match &error {
             ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } => Self::Step(error.into()),
-            ComfyError::Local { source, .. } => Self::Step(local_failure(&source)),
-            _ => Self::Retry(error.to_string()),
+            ComfyError::Local { source, .. } => Self::Step(local_failure(source)),
+            _ => Self::Retry { cause: error.to_string(), may_pass: error.is_transient() },
         }
     }
 }
 
 impl From<TransferError> for FetchError {
     fn from(error: TransferError) -> Self {
-        match &error {
-            lost if is_lost(lost) => Self::Step(StepError::LinkLost(error.to_string())),
-            TransferError::Local { source, .. } => Self::Step(local_failure(source)),
-            _ => Self::Retry(error.to_string()),
+        match (transfer_lost(&error), &error) {
+            (Some(lost), _) => Self::Step(lost),
+            (None, TransferError::Local { source, .. }) => Self::Step(local_failure(source)),
+            (None, _) => Self::retry(error.to_string()),
         }
     }
 }

@@ -21,13 +21,29 @@ pub enum ExecuteError {
     /// The service is about to end.
     #[error("The service is stopping")]
     Stopping,
+    /// A fault of this service.
+    #[error("Internal error; the log has more")]
+    Internal,
 }
 
-/// Why a step of a run did not finish.
+impl From<tokio::task::JoinError> for ExecuteError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        if error.is_panic() {
+            tracing::error!(%error, "accepting a workflow panicked");
+            Self::Internal
+        } else {
+            Self::Stopping
+        }
+    }
+}
+
+/// Why a step of a run did not finish. Each says what the workflow fails with if that is the last word.
 #[derive(Debug)]
 pub(super) enum StepError {
-    /// The way to the box is gone, for this reason; on a new link the step can be taken again.
-    LinkLost(String),
+    /// The way to the box is gone; on a new link the step can be taken again.
+    LinkLost(Failure),
+    /// The box answers, but not as it should; after a pause the step can be taken again.
+    Trouble(Failure),
     /// The workflow can't be finished.
     Fatal(Failure),
 }
@@ -36,24 +52,38 @@ impl StepError {
     pub(super) fn fatal(code: ErrorCode, message: impl Into<String>) -> Self {
         Self::Fatal(Failure::new(code, message))
     }
+
+    /// The SSH connection ended while it was in use.
+    pub(super) fn connection_lost() -> Self {
+        Self::LinkLost(Failure::new(ErrorCode::SshUnreachable, "the SSH connection was lost"))
+    }
+
+    pub(super) fn into_failure(self) -> Failure {
+        match self {
+            Self::LinkLost(failure) | Self::Trouble(failure) | Self::Fatal(failure) => failure,
+        }
+    }
 }
 
 impl From<SshError> for StepError {
     fn from(error: SshError) -> Self {
-        if error.is_transient() {
-            Self::LinkLost(error.to_string())
-        } else {
-            Self::Fatal(ssh_failure(&error, error.to_string()))
-        }
+        let failure = ssh_failure(&error, error.to_string());
+        if error.is_transient() { Self::LinkLost(failure) } else { Self::Fatal(failure) }
     }
 }
 
 impl From<ComfyError> for StepError {
     fn from(error: ComfyError) -> Self {
-        if error.is_transient() {
-            Self::LinkLost(error.to_string())
-        } else {
-            Self::fatal(ErrorCode::ComfyuiUnreachable, error.to_string())
+        let failure = Failure::new(ErrorCode::ComfyuiUnreachable, error.to_string());
+        match error {
+            ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } | ComfyError::Foreign { .. } => {
+                Self::LinkLost(failure)
+            }
+            ComfyError::Status { .. }
+            | ComfyError::NotFound { .. }
+            | ComfyError::TooBig { .. }
+            | ComfyError::Malformed { .. }
+            | ComfyError::Local { .. } => Self::Trouble(failure),
         }
     }
 }
@@ -74,14 +104,16 @@ fn ssh_failure(error: &SshError, message: String) -> Failure {
         SshErrorKind::Auth => ErrorCode::SshAuth,
         SshErrorKind::HostKey => ErrorCode::SshHostKeyChanged,
         SshErrorKind::ForwardingRefused => ErrorCode::SshForwardingRefused,
-        SshErrorKind::Unreachable | SshErrorKind::PortClosed => ErrorCode::SshUnreachable,
+        SshErrorKind::Unreachable => ErrorCode::SshUnreachable,
+        SshErrorKind::PortClosed => ErrorCode::ComfyuiUnreachable,
         SshErrorKind::SftpMissing => ErrorCode::UploadFailed,
         SshErrorKind::Config | SshErrorKind::Local => ErrorCode::Internal,
     };
     Failure::new(code, message)
 }
 
-/// Whether a failed transfer says that the connection is gone rather than something about the file.
-pub(super) fn is_lost(error: &TransferError) -> bool {
-    error.is_transient()
+/// A transfer that ended with the connection, not because of the file.
+pub(super) fn transfer_lost(error: &TransferError) -> Option<StepError> {
+    let failure = || Failure::new(ErrorCode::SshUnreachable, error.to_string());
+    error.is_transient().then(|| StepError::LinkLost(failure()))
 }

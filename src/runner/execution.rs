@@ -7,7 +7,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::FutureExt;
@@ -16,27 +16,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, TunnelOutcome,
+    ear::Ear,
     error::{StepError, tunnel_failure},
-    link::Link,
+    link::{Link, SubscribeError},
+    patience::Patience,
 };
 use crate::{
-    comfy::{Definitions, Socket},
-    ssh::{Pool, Target},
+    comfy::{ComfyError, Definitions},
+    ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
     workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
 };
 
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
 const COMFYUI_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The first pause between two tries to reach the box or ComfyUI; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// A link that stood this long was a good one: the next trouble is a new trouble.
-const STABLE: Duration = Duration::from_secs(60);
 
 /// A run starts over at most this often because its files are gone.
 const MAX_ATTEMPTS: u32 = 2;
@@ -66,25 +59,33 @@ pub(super) enum Collected {
 impl Execution {
     /// Brings the workflow to a final status. Dropped half-way, it leaves the prompt on the box running.
     pub(super) async fn run(self, cancel: CancellationToken) {
-        let story = AssertUnwindSafe(self.story()).catch_unwind();
-        let ended = tokio::select! {
-            biased;
-            () = cancel.cancelled() => None,
-            ended = story => Some(ended),
-        };
-        let event = match ended {
-            Some(Ok(Ok(()))) => Event::Completed,
-            Some(Ok(Err(failure))) => Event::Failed(failure),
-            Some(Err(_)) => Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more")),
-            None => self.stop().await,
-        };
+        let ended = AssertUnwindSafe(self.story_or_stop(&cancel)).catch_unwind().await;
+        let event = ended.unwrap_or_else(|_| {
+            tracing::error!("the execution panicked");
+            Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more"))
+        });
         self.finish(event).await;
         self.remove_partial_upload().await;
     }
 
+    async fn story_or_stop(&self, cancel: &CancellationToken) -> Event {
+        let ended = tokio::select! {
+            biased;
+            () = cancel.cancelled() => None,
+            ended = self.story() => Some(ended),
+        };
+        match ended {
+            Some(Ok(())) => Event::Completed,
+            Some(Err(failure)) => Event::Failed(failure),
+            None => self.stop().await,
+        }
+    }
+
     async fn finish(&self, event: Event) {
         match &event {
-            Event::Failed(failure) => tracing::warn!(code = ?failure.code, message = failure.message, "failed"),
+            Event::Failed(failure) | Event::CancelUnconfirmed(failure) => {
+                tracing::warn!(code = ?failure.code, message = failure.message, "failed");
+            }
             Event::Cancelled => tracing::info!("cancelled"),
             _ => tracing::info!("completed"),
         }
@@ -105,16 +106,23 @@ impl Execution {
         let mut link = self.connect().await?;
         let mut patience = Patience::new();
         loop {
-            let began = Instant::now();
-            match self.advance(&link).await {
-                Ok(()) => return Ok(()),
-                Err(StepError::Fatal(failure)) => return Err(failure),
-                Err(StepError::LinkLost(cause)) => {
+            let before = self.state().map_err(StepError::into_failure)?.last_update;
+            let Err(error) = self.advance(&link).await else { return Ok(()) };
+            // Something moved: the next trouble is a new trouble.
+            if self.state().map_err(StepError::into_failure)?.last_update != before {
+                patience = Patience::new();
+            }
+            match error {
+                StepError::Fatal(failure) => return Err(failure),
+                StepError::LinkLost(failure) => {
                     drop(link);
-                    if began.elapsed() >= STABLE {
-                        patience = Patience::new();
+                    link = self.reconnect(failure, &mut patience).await?;
+                }
+                StepError::Trouble(failure) => {
+                    tracing::info!(message = failure.message, "trying again");
+                    if !patience.pause(self.options.unreachable_before_submit).await {
+                        return Err(failure);
                     }
-                    link = self.reconnect(&cause, &mut patience).await?;
                 }
             }
         }
@@ -123,16 +131,21 @@ impl Execution {
     /// Takes every step that is left.
     async fn advance(&self, link: &Link) -> Result<(), StepError> {
         loop {
-            let mut socket = None;
-            if self.state()?.submission == Submission::None {
-                let definitions = self.plan(link).await?;
-                let graph = self.upload_inputs(link, definitions.as_ref()).await?;
-                // Before the submission, so that no message is missed.
-                socket = self.listen(link).await?;
-                self.submit(link, &graph).await?;
+            let state = self.state()?;
+            if state.phase() != Some(Phase::Downloading) {
+                let mut ear = None;
+                if state.submission == Submission::None {
+                    let definitions = self.plan(link).await?;
+                    let graph = self.upload_inputs(link, definitions.as_ref()).await?;
+                    // Before the submission, so that no message is missed.
+                    ear = self.listen(link).await?;
+                    self.submit(link, &graph).await?;
+                }
+                self.stop_if_partly_refused(link).await?;
+                let ending = self.follow(link, ear).await?;
+                self.take_in_ending(link, ending).await?;
             }
-            let ending = self.follow(link, socket).await?;
-            match self.collect_outputs(link, ending).await? {
+            match self.collect_outputs(link).await? {
                 Collected::All => return Ok(()),
                 Collected::GoneFromCache => self.start_over(link).await?,
             }
@@ -141,54 +154,68 @@ impl Execution {
 
     /// The first way to the box. Its failure is final, and known to whoever waits for the answer to execute.
     async fn connect(&self) -> Result<Link, Failure> {
-        let state = self.state().map_err(into_failure)?;
+        let state = self.state().map_err(StepError::into_failure)?;
         // A recovered run whose tunnel had stood before.
         if state.phase() > Some(Phase::Connecting) {
             self.report_tunnel(Ok(()));
-            return self.reconnect("the service was restarted", &mut Patience::new()).await;
+            let cause = Failure::new(ErrorCode::SshUnreachable, "the service was restarted");
+            return self.reconnect(cause, &mut Patience::new()).await;
         }
         self.apply(Event::Entered(Phase::Connecting));
         let (target, port) = (self.target()?, state.request.comfyui_port);
         let link = Link::open(&self.pool, &target, port).await.map_err(|error| tunnel_failure(&error))?;
         self.report_tunnel(Ok(()));
-        for warning in link.warnings() {
-            self.warn(warning);
-        }
-        let deadline = Instant::now() + COMFYUI_PATIENCE;
-        let mut pauses = Pauses::new();
+        link.warnings().iter().for_each(|warning| self.warn(warning.clone()));
+        self.wait_for_comfyui(link, port).await
+    }
+
+    /// Gives a ComfyUI that does not answer yet a moment: it may just be starting.
+    async fn wait_for_comfyui(&self, link: Link, port: u16) -> Result<Link, Failure> {
+        let mut patience = Patience::new();
         loop {
-            match link.probe(port).await {
-                Ok(info) => {
-                    tracing::info!(comfyui.version = info.version, "reached ComfyUI");
+            let message = match link.probe(port).await {
+                Ok(version) => {
+                    tracing::info!(comfyui.version = version, "reached ComfyUI");
                     return Ok(link);
                 }
-                Err(message) if Instant::now() >= deadline => {
-                    return Err(Failure::new(ErrorCode::ComfyuiUnreachable, message));
-                }
-                Err(message) => tracing::debug!(message, "ComfyUI does not answer yet"),
+                Err(message) => message,
+            };
+            if link.is_lost() {
+                let cause = StepError::connection_lost().into_failure();
+                return self.reconnect(cause, &mut Patience::new()).await;
             }
-            pauses.next().await;
+            if !patience.pause(COMFYUI_PATIENCE).await {
+                return Err(Failure::new(ErrorCode::ComfyuiUnreachable, message));
+            }
         }
     }
 
-    /// A new way to the box after one has stood, tried until the patience is over.
-    pub(super) async fn reconnect(&self, cause: &str, patience: &mut Patience) -> Result<Link, Failure> {
-        tracing::info!(cause, "connecting again");
-        let port = self.state().map_err(into_failure)?.request.comfyui_port;
+    /// A new way to the box after one has stood, tried until the patience is over. If it never comes, the workflow
+    /// fails with what stood in the way last, or with the cause.
+    pub(super) async fn reconnect(&self, cause: Failure, patience: &mut Patience) -> Result<Link, Failure> {
+        tracing::info!(cause = cause.message, "connecting again");
+        let port = self.state().map_err(StepError::into_failure)?.request.comfyui_port;
         let target = self.target()?;
-        let mut last = Failure::new(ErrorCode::SshUnreachable, format!("the way to the box was lost: {cause}"));
+        let mut last = cause;
         while patience.wait(self.unreachable_limit()).await {
             last = match Link::open(&self.pool, &target, port).await {
                 Ok(link) => match link.probe(port).await {
                     Ok(_) => return Ok(link),
                     Err(message) => Failure::new(ErrorCode::ComfyuiUnreachable, message),
                 },
-                Err(error) if error.is_transient() => tunnel_failure(&error),
-                Err(error) => return Err(tunnel_failure(&error)),
+                Err(error) if self.is_final(&error) => return Err(tunnel_failure(&error)),
+                Err(error) => tunnel_failure(&error),
             };
             tracing::debug!(message = last.message, "still out of reach");
         }
         Err(last)
+    }
+
+    /// Whether an error on the way back ends the workflow at once. With a prompt on the box only another machine at
+    /// its address does: a box that boots may refuse keys for a while.
+    fn is_final(&self, error: &SshError) -> bool {
+        let submitted = self.state().is_ok_and(|state| state.submission != Submission::None);
+        error.kind() == SshErrorKind::HostKey || (!submitted && !error.is_transient())
     }
 
     /// How long the box may stay out of reach.
@@ -204,39 +231,38 @@ impl Execution {
         let graph = self.store.graph(&self.id).await?;
         let definitions = match link.client.definitions(&graph.classes()).await {
             Ok(definitions) => definitions,
-            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => return Err(error.into()),
+            // They are a help; ComfyUI's own answer to the submission is what counts.
             Err(error) => {
                 self.warn(format!("the box's node definitions could not be read: {error}"));
                 return Ok(None);
             }
         };
         let is_output = |class: &str| definitions.class(class).is_some_and(|definition| definition.output_node);
-        self.apply(Event::Planned(graph.order_from(|_, node| is_output(node.class_type()))));
-        self.apply(Event::Entered(Phase::Uploading));
+        let outputs = graph.nodes().filter(|(_, node)| is_output(node.class_type())).map(|(id, _)| id.clone());
+        let order = graph.order_from(|_, node| is_output(node.class_type()));
+        self.apply(Event::Planned { order, outputs: outputs.collect() });
         Ok(Some(definitions))
     }
 
-    /// A websocket, if there is one to be had: without it the run is followed by polling.
-    async fn listen(&self, link: &Link) -> Result<Option<Socket>, StepError> {
-        match self.subscribe(link).await {
-            Ok(socket) => Ok(Some(socket)),
-            Err(lost @ StepError::LinkLost(_)) if link.is_lost() => Err(lost),
+    /// A websocket for this run, always under the same client id. `None` when there is none to be had: then the run
+    /// is followed by polling.
+    pub(super) async fn listen(&self, link: &Link) -> Result<Option<Ear>, StepError> {
+        let client_id = self.state()?.client_id.clone();
+        let key = self.credential_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match link.subscribe(&client_id, key.as_deref()).await {
+            Ok(socket) => {
+                if let Some(key) = socket.credential_key() {
+                    *self.credential_key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
+                }
+                Ok(Some(Ear::new(socket)))
+            }
+            Err(SubscribeError::Ssh(error)) if link.is_lost() => Err(error.into()),
             Err(error) => {
-                tracing::info!(?error, "no websocket yet");
+                tracing::info!(%error, "no websocket yet");
                 Ok(None)
             }
         }
-    }
-
-    /// A websocket for this run, always under the same client id.
-    pub(super) async fn subscribe(&self, link: &Link) -> Result<Socket, StepError> {
-        let client_id = self.state()?.client_id.clone();
-        let key = self.credential_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let socket = link.subscribe(&client_id, key.as_deref()).await?;
-        if let Some(key) = socket.credential_key() {
-            *self.credential_key.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
-        }
-        Ok(socket)
     }
 
     /// Runs once more because the files of a cached run are gone from the box.
@@ -278,7 +304,7 @@ impl Execution {
 
     /// The string was checked when the request came in; only an edited state file can make it fail here.
     pub(super) fn target(&self) -> Result<Target, Failure> {
-        let state = self.state().map_err(into_failure)?;
+        let state = self.state().map_err(StepError::into_failure)?;
         Target::parse(&state.request.ssh_connection)
             .map_err(|error| Failure::new(ErrorCode::Internal, format!("Invalid ssh_connection: {error}")))
     }
@@ -294,59 +320,5 @@ impl Execution {
     pub(super) fn warn(&self, text: String) {
         tracing::warn!(text, "warning for the user");
         self.apply(Event::Warned(text));
-    }
-}
-
-/// A step's failure where no link is at hand that could be lost.
-fn into_failure(error: StepError) -> Failure {
-    match error {
-        StepError::Fatal(failure) => failure,
-        StepError::LinkLost(cause) => Failure::new(ErrorCode::SshUnreachable, cause),
-    }
-}
-
-/// One spell of trouble with the way to the box: since when, and how long the next pause is.
-#[derive(Debug)]
-pub(super) struct Patience {
-    since: Option<Instant>,
-    pauses: Pauses,
-}
-
-impl Patience {
-    /// The trouble begins with the first try.
-    pub(super) fn new() -> Self {
-        Self { since: None, pauses: Pauses::new() }
-    }
-
-    /// Waits until the next try is due; the first is due at once. `false` when the trouble has lasted for `limit`.
-    async fn wait(&mut self, limit: Duration) -> bool {
-        match self.since {
-            Some(since) => {
-                self.pauses.next().await;
-                since.elapsed() < limit
-            }
-            None => {
-                self.since = Some(Instant::now());
-                true
-            }
-        }
-    }
-}
-
-/// Growing pauses with jitter, so that many workflows do not come back at once.
-#[derive(Debug)]
-struct Pauses {
-    next: Duration,
-}
-
-impl Pauses {
-    fn new() -> Self {
-        Self { next: FIRST_PAUSE }
-    }
-
-    async fn next(&mut self) {
-        let jitter = f64::from(uuid::Uuid::new_v4().as_fields().1) / f64::from(u16::MAX);
-        tokio::time::sleep(self.next.mul_f64(0.5 + 0.5 * jitter)).await;
-        self.next = (self.next * 2).min(LONGEST_PAUSE);
     }
 }

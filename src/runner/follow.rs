@@ -7,27 +7,24 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 
-use super::{error::StepError, execution::Execution, link::Link};
+use super::{ear::Ear, error::StepError, execution::Execution, link::Link, submit::missing_outputs};
 use crate::{
-    comfy::{Decoder, HistoryEntry, NodeFailure, Outcome, Place, Socket, SocketError, SocketMessage},
-    workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, Phase, Submission},
+    comfy::{ComfyError, Decoder, HistoryEntry, NodeFailure, Outcome, Place, Queue, SocketMessage},
+    workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, NodeId, Phase, PromptId, Submission, WorkflowState},
 };
 
 /// How often queue and history are read while nothing calls for it.
 const POLL: Duration = Duration::from_secs(3);
 
-/// The pause between two looks after the socket said that something changed: the history entry is written shortly
-/// after the success message (main.py, prompt_worker, v0.3.64).
+/// The pause between two looks after the socket said that the run is over: the history entry is written shortly after
+/// the success message (main.py, prompt_worker, v0.3.64).
 const SOON: Duration = Duration::from_millis(100);
-
-/// The pause before a lost websocket is opened again; each further one is twice as long.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-
-/// The longest such pause.
-const LISTEN_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// How many looks follow each other at that pace.
 const EAGER_LOOKS: u32 = 20;
+
+/// The pause before a look because something moved in ComfyUI's line; many such messages make one look.
+const LINE_MOVED: Duration = Duration::from_millis(500);
 
 /// The prompt counts as lost when it is missing this often…
 const MISSING_LOOKS: u32 = 3;
@@ -35,8 +32,25 @@ const MISSING_LOOKS: u32 = 3;
 /// …over at least this long.
 const MISSING_FOR: Duration = Duration::from_secs(5);
 
+/// The pause before a lost websocket is opened again; each further one is twice as long.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// The longest such pause.
+const LISTEN_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
+
 /// How a run ended, as history tells it.
 pub(super) type Ending = HistoryEntry;
+
+/// What comes over the websocket.
+#[derive(Debug)]
+struct Hearing {
+    ear: Option<Ear>,
+    decoder: Decoder,
+    /// The failure as the socket told it: some servers' history lacks its details.
+    failure: Option<NodeFailure>,
+    /// When to open another socket if there is none, and the pause after that.
+    again: (Instant, Duration),
+}
 
 /// When the next look at queue and history is due, and what the last ones found.
 #[derive(Debug)]
@@ -47,49 +61,45 @@ struct Looks {
     missing_since: Option<Instant>,
 }
 
-/// What comes over the websocket.
-#[derive(Debug)]
-struct Ear {
-    socket: Option<Socket>,
-    decoder: Decoder,
-    /// The failure as the socket told it: some servers' history lacks its details.
-    failure: Option<NodeFailure>,
-    /// When to open another socket if there is none, and the pause after that.
-    again: (Instant, Duration),
-}
-
 impl Execution {
-    /// Follows the prompt until history has it. `socket` is one that was open before the submission.
-    pub(super) async fn follow(&self, link: &Link, socket: Option<Socket>) -> Result<Ending, StepError> {
-        let decoder = Decoder::new(self.state()?.prompt_id.clone());
-        let mut ear = Ear { socket, decoder, failure: None, again: (Instant::now(), LISTEN_AGAIN) };
+    /// Follows the prompt until history has it. `ear` is one that was open before the submission.
+    pub(super) async fn follow(&self, link: &Link, ear: Option<Ear>) -> Result<Ending, StepError> {
+        let mut hearing = Hearing::new(ear, self.state()?.prompt_id.clone());
+        let ending = self.follow_hearing(link, &mut hearing).await;
+        if let Some(ear) = hearing.ear.take() {
+            ear.close().await;
+        }
+        ending.map(|ending| with_details(ending, hearing.failure))
+    }
+
+    async fn follow_hearing(&self, link: &Link, hearing: &mut Hearing) -> Result<Ending, StepError> {
         let mut looks = Looks::new();
         loop {
             tokio::select! {
-                message = next_message(&mut ear.socket) => match message {
-                    Ok(message) => self.take_in(&mut ear, &mut looks, message)?,
-                    Err(error) => {
-                        tracing::debug!(%error, "the websocket ended");
-                        ear.socket = None;
+                message = next_message(&mut hearing.ear) => match message {
+                    Some(message) => self.take_in(hearing, &mut looks, &message)?,
+                    None => {
+                        hearing.ear = None;
                         looks.soon();
                     }
                 },
                 () = sleep_until(looks.next.into()) => {
-                    if let Some(ending) = self.look(link, &mut looks, &mut ear.decoder).await? {
-                        return Ok(with_details(ending, ear.failure));
+                    if let Some(ending) = self.look(link, &mut looks, hearing).await? {
+                        return Ok(ending);
                     }
-                    if ear.socket.is_none() && Instant::now() >= ear.again.0 {
-                        self.listen_again(link, &mut ear).await?;
+                    self.stop_if_partly_refused(link).await?;
+                    if hearing.ear.is_none() && Instant::now() >= hearing.again.0 {
+                        self.hear_again(link, hearing).await?;
                     }
                 }
-                () = link.lost() => return Err(StepError::LinkLost("the SSH connection was lost".into())),
+                () = link.lost() => return Err(StepError::connection_lost()),
             }
         }
     }
 
-    fn take_in(&self, ear: &mut Ear, looks: &mut Looks, message: SocketMessage) -> Result<(), StepError> {
-        let decoded = ear.decoder.decode(&message);
-        ear.failure = decoded.failure.or(ear.failure.take());
+    fn take_in(&self, hearing: &mut Hearing, looks: &mut Looks, message: &SocketMessage) -> Result<(), StepError> {
+        let decoded = hearing.decoder.decode(message);
+        hearing.failure = decoded.failure.or(hearing.failure.take());
         for event in decoded.events {
             if event == BoxEvent::Over {
                 looks.soon();
@@ -97,55 +107,81 @@ impl Execution {
             self.apply(Event::Box(event));
         }
         if decoded.queue_changed && self.state()?.phase() <= Some(Phase::Queued) {
-            looks.soon();
+            looks.within(LINE_MOVED);
         }
         Ok(())
     }
 
-    /// Without a socket the run is followed by polling: that this fails is no harm.
-    async fn listen_again(&self, link: &Link, ear: &mut Ear) -> Result<(), StepError> {
-        let state = self.state()?;
-        match self.subscribe(link).await {
-            Ok(socket) => {
-                ear.decoder = Decoder::new(state.prompt_id.clone());
-                ear.socket = Some(socket);
-            }
-            Err(error) => tracing::debug!(?error, "no new websocket yet"),
+    async fn hear_again(&self, link: &Link, hearing: &mut Hearing) -> Result<(), StepError> {
+        if let Some(ear) = self.listen(link).await? {
+            hearing.decoder = Decoder::new(self.state()?.prompt_id.clone());
+            hearing.ear = Some(ear);
         }
-        let pause = ear.again.1;
-        ear.again = (Instant::now() + pause, (pause * 2).min(LISTEN_AGAIN_AT_MOST));
+        let pause = hearing.again.1;
+        hearing.again = (Instant::now() + pause, (pause * 2).min(LISTEN_AGAIN_AT_MOST));
         Ok(())
     }
 
     /// Reads queue, then history. `None` while the prompt is not over.
-    async fn look(&self, link: &Link, looks: &mut Looks, decoder: &mut Decoder) -> Result<Option<Ending>, StepError> {
+    async fn look(&self, link: &Link, looks: &mut Looks, hearing: &mut Hearing) -> Result<Option<Ending>, StepError> {
         let state = self.state()?;
         looks.plan_next();
-        let queue = link.client.queue().await?;
-        match queue.place_of(&state.prompt_id, &state.id) {
-            Some((id, Place::Running)) => {
-                looks.found();
-                decoder.set_running();
-                self.apply(Event::Submitted(id));
-                self.apply(Event::Box(BoxEvent::Started));
-                return Ok(None);
-            }
-            Some((id, Place::Pending(position))) => {
-                looks.found();
-                self.apply(Event::Submitted(id));
-                self.apply(Event::Waiting { position });
-                return Ok(None);
-            }
-            None => {}
+        let queue = match link.client.queue().await {
+            Ok(queue) => Some(queue),
+            // A line so long that its graphs are more than we read: history alone must do.
+            Err(ComfyError::TooBig { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(queue) = &queue
+            && self.look_at_queue(queue, &state, hearing)
+        {
+            looks.found();
+            return Ok(None);
         }
-        if let Some((id, entry)) = link.client.find_in_history(&state.prompt_id, &state.id).await? {
-            self.apply(Event::Submitted(id));
-            return Ok(Some(entry));
+        if let Some((id, ending)) = link.client.find_in_history(&state.prompt_id, &state.id).await? {
+            self.note_found(&state, id, ending.targets.as_deref(), hearing);
+            self.stop_if_partly_refused(link).await?;
+            return Ok(Some(ending));
         }
-        if looks.is_lost() {
-            return Err(StepError::Fatal(lost(state.submission)));
+        if queue.is_some() && looks.is_lost() {
+            return Err(StepError::Fatal(lost(&state)));
         }
         Ok(None)
+    }
+
+    /// Whether the prompt is in ComfyUI's line or runs.
+    fn look_at_queue(&self, queue: &Queue, state: &WorkflowState, hearing: &mut Hearing) -> bool {
+        let Some((entry, place)) = queue.find(&state.prompt_id, &state.id) else { return false };
+        self.note_found(state, entry.prompt_id.clone(), entry.targets.as_deref(), hearing);
+        match place {
+            Place::Running => {
+                hearing.decoder.set_running();
+                self.apply(Event::Box(BoxEvent::Started));
+            }
+            Place::Pending(position) => {
+                self.apply(Event::Waiting { position });
+            }
+        }
+        true
+    }
+
+    /// Takes in under which id, and for which outputs, the box has the prompt.
+    fn note_found(&self, state: &WorkflowState, id: PromptId, targets: Option<&[NodeId]>, hearing: &mut Hearing) {
+        if state.submission == Submission::Unclear
+            && let Some(failure) = missing_outputs(state, targets)
+        {
+            self.apply(Event::PartlyRefused(failure));
+        }
+        if id != state.prompt_id {
+            hearing.decoder = Decoder::new(id.clone());
+        }
+        self.apply(Event::Submitted(id));
+    }
+}
+
+impl Hearing {
+    fn new(ear: Option<Ear>, prompt: PromptId) -> Self {
+        Self { ear, decoder: Decoder::new(prompt), failure: None, again: (Instant::now(), LISTEN_AGAIN) }
     }
 }
 
@@ -156,7 +192,11 @@ impl Looks {
 
     fn soon(&mut self) {
         self.eager = EAGER_LOOKS;
-        self.next = self.next.min(Instant::now() + SOON);
+        self.within(SOON);
+    }
+
+    fn within(&mut self, pause: Duration) {
+        self.next = self.next.min(Instant::now() + pause);
     }
 
     fn plan_next(&mut self) {
@@ -213,24 +253,26 @@ pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
     }
 }
 
-fn lost(submission: Submission) -> Failure {
-    let message = match submission {
-        Submission::Accepted => {
-            "the box no longer knows the prompt: ComfyUI was restarted or its history was cleared while the workflow \
-             was in it; run it again"
-        }
+fn lost(state: &WorkflowState) -> Failure {
+    let message = match state.submission {
+        Submission::Accepted => "the box no longer knows the prompt: ComfyUI was restarted or its history was cleared \
+                                 while the workflow was in it; run it again"
+            .to_owned(),
         Submission::None | Submission::Unclear => {
-            "the connection failed while the prompt was being sent, and the box does not know it; it was not sent \
-             again, since it may have run: check the box's output folder, then run it again"
+            let cause = state.unclear_because.as_deref().unwrap_or("the service was stopped while it was being sent");
+            format!(
+                "the box does not know the prompt, and it is unclear whether it ever took it ({cause}); it was not \
+                 sent again, since it may have run: check the box's output folder, then run it again"
+            )
         }
     };
     Failure::new(ErrorCode::JobLost, message)
 }
 
-/// Never resolves without a socket. Cancel-safe, as [`Socket::next`] is.
-async fn next_message(socket: &mut Option<Socket>) -> Result<SocketMessage, SocketError> {
-    match socket {
-        Some(socket) => socket.next().await,
+/// Never resolves without a socket. Cancel-safe, as [`Ear::next`] is.
+async fn next_message(ear: &mut Option<Ear>) -> Option<SocketMessage> {
+    match ear {
+        Some(ear) => ear.next().await,
         None => std::future::pending().await,
     }
 }

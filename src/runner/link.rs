@@ -1,13 +1,14 @@
-//! The way to the box that one execution uses: session, tunnel, client, and a channel for files.
+//! The way to the box that one execution uses: session, tunnel, client.
 
-use tokio::sync::OnceCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::error::StepError;
 use crate::{
-    comfy::{Client, ComfyError, ServerInfo, Socket},
+    comfy::{Client, ComfyError, Socket, SocketError},
     ssh::{Pool, Session, SshError, Target, Transfer, Tunnel},
     workflow::ClientId,
 };
+
+use super::error::StepError;
 
 /// Ports on which people run ComfyUI, for a hint when nothing is found on the one they named.
 const USUAL_PORTS: [u16; 2] = [8188, 18188];
@@ -18,7 +19,7 @@ pub(super) struct Link {
     session: Session,
     tunnel: Tunnel,
     pub(super) client: Client,
-    transfer: OnceCell<Result<Transfer, String>>,
+    has_jobs_api: AtomicBool,
 }
 
 impl Link {
@@ -27,16 +28,19 @@ impl Link {
         let session = pool.connect(target).await?;
         let tunnel = session.forward(port).await?;
         let client = Client::over_socket(tunnel.socket());
-        Ok(Self { session, tunnel, client, transfer: OnceCell::new() })
+        Ok(Self { session, tunnel, client, has_jobs_api: AtomicBool::new(false) })
     }
 
-    /// Asks whether ComfyUI answers.
+    /// Asks whether ComfyUI answers, and returns its version if it tells.
     ///
     /// # Errors
     /// A sentence that says what was found instead.
-    pub(super) async fn probe(&self, port: u16) -> Result<ServerInfo, String> {
+    pub(super) async fn probe(&self, port: u16) -> Result<Option<String>, String> {
         let error = match self.client.probe().await {
-            Ok(info) => return Ok(info),
+            Ok(info) => {
+                self.has_jobs_api.store(info.has_jobs_api, Ordering::Relaxed);
+                return Ok(info.version);
+            }
             Err(error) => error,
         };
         let mut message = format!("could not reach ComfyUI on port {port} of the box: {error}");
@@ -49,8 +53,8 @@ impl Link {
     }
 
     /// What SSH had to say on the way.
-    pub(super) fn warnings(&self) -> Vec<String> {
-        self.session.warnings().to_vec()
+    pub(super) fn warnings(&self) -> &[String] {
+        self.session.warnings()
     }
 
     /// Resolves when the SSH connection is gone.
@@ -63,22 +67,31 @@ impl Link {
         self.session.is_closed()
     }
 
-    /// A websocket for this client id; `key` is what an earlier one was given.
-    pub(super) async fn subscribe(&self, client_id: &ClientId, key: Option<&str>) -> Result<Socket, StepError> {
-        let stream = self.tunnel.open().await?;
-        Socket::connect_again(stream, client_id, key).await.map_err(|error| StepError::LinkLost(error.to_string()))
+    /// Whether ComfyUI has `/api/jobs`, as the last probe found.
+    pub(super) fn has_jobs_api(&self) -> bool {
+        self.has_jobs_api.load(Ordering::Relaxed)
     }
 
-    /// The channel for files, opened when first asked for; `Err` says why there is none on this box.
-    pub(super) async fn transfer(&self) -> Result<Result<&Transfer, &str>, StepError> {
-        let open = || async {
-            match self.session.transfer().await {
-                Ok(transfer) => Ok(Ok(transfer)),
-                Err(error @ SshError::SftpMissing { .. }) => Ok(Err(error.to_string())),
-                Err(error) => Err(StepError::from(error)),
-            }
-        };
-        Ok(self.transfer.get_or_try_init(open).await?.as_ref().map_err(String::as_str))
+    /// Finds out whether something listens on the port at all: what is sent to a closed one certainly does not arrive,
+    /// and what is sent through a broken tunnel may.
+    pub(super) async fn knock(&self) -> Result<(), StepError> {
+        self.tunnel.open().await?;
+        Ok(())
+    }
+
+    /// A websocket for this client id; `key` is what an earlier one was given.
+    pub(super) async fn subscribe(&self, client_id: &ClientId, key: Option<&str>) -> Result<Socket, SubscribeError> {
+        let stream = self.tunnel.open().await.map_err(SubscribeError::Ssh)?;
+        Socket::connect_again(stream, client_id, key).await.map_err(SubscribeError::Socket)
+    }
+
+    /// A channel for files; `Err` says why there is none on this box. There are few per box: hold it only for a step.
+    pub(super) async fn transfer(&self) -> Result<Result<Transfer, String>, StepError> {
+        match self.session.transfer().await {
+            Ok(transfer) => Ok(Ok(transfer)),
+            Err(error @ SshError::SftpMissing { .. }) => Ok(Err(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn find_elsewhere(&self, port: u16) -> Option<u16> {
@@ -91,4 +104,13 @@ impl Link {
         }
         None
     }
+}
+
+/// Why there is no websocket.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SubscribeError {
+    #[error(transparent)]
+    Ssh(SshError),
+    #[error(transparent)]
+    Socket(SocketError),
 }

@@ -7,11 +7,13 @@
 mod admission;
 mod collect;
 mod digest;
+mod ear;
 mod error;
 mod execution;
 mod follow;
 mod link;
 mod output_folder;
+mod patience;
 mod stop;
 mod submit;
 mod upload;
@@ -100,7 +102,7 @@ impl Runner {
         let runner = Self { inner: Arc::new(inner) };
         for state in runner.inner.store.active() {
             tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
-            runner.spawn(&state.id, state.cancel_requested);
+            runner.spawn(&state.id);
         }
         runner
     }
@@ -120,7 +122,7 @@ impl Runner {
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
         let accept = tokio::spawn(async move { this.accept(admitted).await });
-        let (workflow_id, mut tunnel) = accept.await.map_err(|_| ExecuteError::Stopping)??;
+        let (workflow_id, mut tunnel) = accept.await??;
         let known = tokio::time::timeout(self.inner.options.execute_wait, tunnel.wait_for(Option::is_some)).await;
         let tunnel_error = match known {
             Ok(Ok(outcome)) => outcome.clone().and_then(Result::err),
@@ -145,7 +147,8 @@ impl Runner {
             Ok(Err(error)) => tracing::warn!(workflow.id = %id, %error, "a cancel request is only in memory"),
             Err(_) => tracing::warn!(workflow.id = %id, "a cancel request is not on disk yet"),
         }
-        true
+        // It may have ended between the look and the request.
+        self.inner.store.get(id).is_some_and(|state| state.cancel_requested)
     }
 
     /// Ends every task and leaves the prompts on the boxes running. Nothing starts any more.
@@ -170,22 +173,26 @@ impl Runner {
             match self.inner.store.insert(state, &admitted.graph).await {
                 Ok(()) => {
                     tracing::info!(workflow.id = %id, workflow.name = admitted.request.workflow_name, "accepted");
-                    let tunnel = self.spawn(&id, false);
+                    let tunnel = self.spawn(&id);
                     return Ok((id, tunnel));
                 }
                 Err(StoreError::Taken) => {}
-                Err(error) => return Err(ExecuteError::NotRecorded(error)),
+                Err(error) => {
+                    tracing::error!(%error, "a workflow could not be put on record");
+                    return Err(ExecuteError::NotRecorded(error));
+                }
             }
         }
         Err(ExecuteError::NotRecorded(StoreError::Taken))
     }
 
-    fn spawn(&self, id: &WorkflowId, cancelled: bool) -> watch::Receiver<TunnelOutcome> {
+    fn spawn(&self, id: &WorkflowId) -> watch::Receiver<TunnelOutcome> {
         let cancel = CancellationToken::new();
-        if cancelled {
+        self.running().insert(id.clone(), cancel.clone());
+        // Asked before the last stop, or after it was put on record and before it could be told.
+        if self.inner.store.get(id).is_some_and(|state| state.cancel_requested) {
             cancel.cancel();
         }
-        self.running().insert(id.clone(), cancel.clone());
         let (tunnel, outcome) = watch::channel(None);
         let execution = Execution {
             id: id.clone(),

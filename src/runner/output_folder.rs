@@ -16,8 +16,8 @@ use thiserror::Error;
 
 use crate::workflow::{RemoteFile, WorkflowId};
 
-/// The longest name that file systems take, in bytes, less what a `-2` and a temporary name need.
-const MAX_NAME_BYTES: usize = 200;
+/// The longest name that file systems take, in bytes.
+const MAX_NAME_BYTES: usize = 255;
 
 /// Folders deeper than this are refused.
 const MAX_DEPTH: usize = 16;
@@ -135,13 +135,18 @@ fn brief(name: &str) -> String {
     name.chars().take(100).collect()
 }
 
-/// `a.png`, `a-2.png`, `a-3.png`…
+/// `a.png`, `a-2.png`, `a-3.png`… The stem gives way where the name would become too long.
 fn twin_name(name: &str, twin: u32) -> String {
-    match (twin, name.rsplit_once('.')) {
-        (1, _) => name.to_owned(),
-        (_, Some((stem, extension))) if !stem.is_empty() => format!("{stem}-{twin}.{extension}"),
-        _ => format!("{name}-{twin}"),
+    if twin == 1 {
+        return name.to_owned();
     }
+    let (stem, ending) = match name.rsplit_once('.') {
+        Some((stem, extension)) if !stem.is_empty() => (stem, format!("-{twin}.{extension}")),
+        _ => (name, format!("-{twin}")),
+    };
+    let room = MAX_NAME_BYTES.saturating_sub(ending.len()).min(stem.len());
+    let room = (0..=room).rev().find(|at| stem.is_char_boundary(*at)).unwrap_or_default();
+    format!("{}{ending}", &stem[..room])
 }
 
 /// Whether both are regular files of the same bytes; what can't be read is not the same.
@@ -217,6 +222,16 @@ mod tests {
         let (left, foreign) = (keep(&mine), keep(&other));
         remove_parts(folder.path(), &file, &mine);
         assert!(!left.exists() && foreign.exists());
+    }
+
+    #[test]
+    fn names_as_long_as_file_systems_take_them_have_twins_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("{}.png", "画".repeat(83));
+        let file = named("", &name);
+        assert_eq!(store(folder.path(), &file, "one").unwrap(), folder.path().join(&name));
+        let twin = store(folder.path(), &file, "two").unwrap();
+        assert!(twin.to_str().unwrap().ends_with("画-2.png"), "{}", twin.display());
     }
 
     #[test]

@@ -6,11 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    error::StepError,
-    execution::{Execution, Patience},
-    link::Link,
-};
+use super::{error::StepError, execution::Execution, link::Link, patience::Patience};
 use crate::{
     comfy::Place,
     workflow::{ErrorCode, Event, Failure, Phase, Submission, WorkflowState},
@@ -33,16 +29,16 @@ impl Execution {
         if self.state().is_ok_and(|state| nothing_runs(&state)) {
             return Event::Cancelled;
         }
-        let (mut cause, mut patience) = ("cancel was requested".to_owned(), Patience::new());
+        let mut cause = Failure::new(ErrorCode::SshUnreachable, "cancel was requested");
+        let mut patience = Patience::new();
         loop {
-            let link = match self.reconnect(&cause, &mut patience).await {
+            let link = match self.reconnect(cause, &mut patience).await {
                 Ok(link) => link,
-                Err(failure) => return Event::Failed(unconfirmed(&failure)),
+                Err(failure) => return Event::CancelUnconfirmed(unconfirmed(&failure)),
             };
             match self.stop_prompt(&link).await {
                 Ok(()) => return Event::Cancelled,
-                Err(StepError::LinkLost(lost)) => cause = lost,
-                Err(StepError::Fatal(failure)) => return Event::Failed(unconfirmed(&failure)),
+                Err(error) => cause = error.into_failure(),
             }
         }
     }
@@ -63,7 +59,8 @@ impl Execution {
                     absent_since = None;
                     if interrupted.is_none_or(|at| at.elapsed() >= INTERRUPT_AGAIN) {
                         tracing::info!(prompt.id = %id, "interrupting");
-                        if link.client.cancel_job(&id).await?.is_none() {
+                        let cancelled = link.has_jobs_api() && link.client.cancel_job(&id).await?.is_some();
+                        if !cancelled {
                             link.client.interrupt(&id).await?;
                         }
                         interrupted = Some(Instant::now());
@@ -79,7 +76,7 @@ impl Execution {
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
-                () = link.lost() => return Err(StepError::LinkLost("the SSH connection was lost".into())),
+                () = link.lost() => return Err(StepError::connection_lost()),
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, Event, Failure, Graph, PromptId, WorkflowState},
+    workflow::{ErrorCode, Event, Failure, Graph, NodeId, WorkflowState},
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
@@ -17,23 +17,24 @@ const ANSWER_IS_LATE: Duration = Duration::from_secs(5);
 impl Execution {
     /// Sends the prompt.
     pub(super) async fn submit(&self, link: &Link, graph: &Graph) -> Result<(), StepError> {
+        link.knock().await?;
         let state = self.state()?;
-        if let Some(revision) = self.apply(Event::Submitting) {
-            self.store.durable(revision).await?;
-        }
+        let gone = || StepError::fatal(ErrorCode::Internal, "the workflow is no longer on record");
+        let revision = self.apply(Event::Submitting).ok_or_else(gone)?;
+        self.store.durable(revision).await?;
         let prompt = graph.to_value();
         let answer = tokio::select! {
             answer = link.client.submit(&prompt, &state.client_id, &state.prompt_id, &state.id) => answer,
-            id = arrival(link, &state) => {
-                self.apply(Event::Submitted(id));
-                return Ok(());
-            }
+            () = arrival(link, &state) => Err(SubmitError::Unclear { cause: "the answer did not come".into() }),
         };
         match answer {
             Ok(submitted) => {
                 tracing::info!(prompt.id = %submitted.prompt_id, "submitted");
+                if !submitted.findings.is_empty() {
+                    self.apply(Event::PartlyRefused(partial_refusal(&submitted.findings)));
+                }
                 self.apply(Event::Submitted(submitted.prompt_id));
-                if submitted.findings.is_empty() { Ok(()) } else { self.refuse_part(link, &submitted.findings).await }
+                Ok(())
             }
             Err(SubmitError::AlreadyAccepted) => {
                 self.apply(Event::Submitted(state.prompt_id.clone()));
@@ -41,35 +42,56 @@ impl Execution {
             }
             Err(SubmitError::Unclear { cause }) => {
                 tracing::warn!(cause, "it is unclear whether the box took the prompt");
+                self.apply(Event::AnswerLost(cause));
                 Ok(())
             }
             Err(SubmitError::NotTaken { cause }) => {
                 self.apply(Event::NotTaken);
-                Err(StepError::LinkLost(cause))
+                Err(StepError::LinkLost(Failure::new(ErrorCode::ComfyuiUnreachable, cause)))
             }
             Err(refused) => Err(StepError::Fatal(refusal(&refused))),
         }
     }
 
-    /// ComfyUI would run only the valid outputs: that is not what was asked for, so it runs none.
-    async fn refuse_part(&self, link: &Link, findings: &Findings) -> Result<(), StepError> {
+    /// ComfyUI would run only the valid outputs: that is not what was asked for, so it is to run none.
+    pub(super) async fn stop_if_partly_refused(&self, link: &Link) -> Result<(), StepError> {
+        let Some(failure) = self.state()?.refusal.clone() else { return Ok(()) };
         self.stop_prompt(link).await?;
-        let message = format!("ComfyUI refused a part of the workflow, so none of it was run: {findings}");
-        Err(StepError::Fatal(Failure::new(ErrorCode::InvalidWorkflow, message)))
+        Err(StepError::Fatal(failure))
     }
 }
 
+/// The failure that shows when a prompt whose answer was lost runs for fewer outputs than it has.
+pub(super) fn missing_outputs(state: &WorkflowState, targets: Option<&[NodeId]>) -> Option<Failure> {
+    let targets = targets?;
+    let missing: Vec<String> = state
+        .output_nodes
+        .iter()
+        .filter(|node| !targets.contains(node))
+        .filter_map(|node| state.nodes.get(node).map(|known| format!("{node} ({})", known.class_type)))
+        .collect();
+    (!missing.is_empty()).then(|| {
+        let message = format!(
+            "ComfyUI refused a part of the workflow, so none of it was run: node {}; its reasons were lost with the \
+             connection, run it again to see them",
+            missing.join(", ")
+        );
+        Failure::new(ErrorCode::InvalidWorkflow, message)
+    })
+}
+
+fn partial_refusal(findings: &Findings) -> Failure {
+    let message = format!("ComfyUI refused a part of the workflow, so none of it was run: {findings}");
+    Failure::new(ErrorCode::InvalidWorkflow, message)
+}
+
 /// Resolves when the box has the prompt although its answer does not come. Looks only after a while.
-async fn arrival(link: &Link, state: &WorkflowState) -> PromptId {
+async fn arrival(link: &Link, state: &WorkflowState) {
     loop {
         tokio::time::sleep(ANSWER_IS_LATE).await;
-        if let Ok(queue) = link.client.queue().await
-            && let Some((id, _)) = queue.place_of(&state.prompt_id, &state.id)
-        {
-            return id;
-        }
-        if let Ok(Some((id, _))) = link.client.find_in_history(&state.prompt_id, &state.id).await {
-            return id;
+        let queued = link.client.queue().await.is_ok_and(|queue| queue.place_of(&state.prompt_id, &state.id).is_some());
+        if queued || matches!(link.client.find_in_history(&state.prompt_id, &state.id).await, Ok(Some(_))) {
+            return;
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A file is stored under its own name where that is free or holds the same content, else under a name made from its
 //! content, and the graph's references follow. It goes by SFTP under a temporary name, then takes its own in one
-//! step that never overwrites. Where that way is closed or leads to the wrong folder, ComfyUI's own upload serves.
-//! Doing it again finds everything in place, so nothing of it needs to be remembered.
+//! step that never overwrites. Where that way is closed or leads to the wrong folder, ComfyUI's own upload serves,
+//! which keeps to the same rules. Doing it again finds the content in place, so nothing of it needs to be remembered.
 
 use std::{
     io,
@@ -13,14 +13,14 @@ use std::{
 
 use super::{
     digest::sha256_of,
-    error::{StepError, is_lost},
+    error::{StepError, transfer_lost},
     execution::Execution,
     link::Link,
 };
 use crate::{
-    comfy::Definitions,
+    comfy::{ComfyError, Definitions},
     ssh::{Transfer, TransferError},
-    workflow::{ErrorCode, Event, Folder, Graph, Phase, RemoteFile, Submission, inputs::name_for_content},
+    workflow::{ErrorCode, Event, Failure, Folder, Graph, Phase, RemoteFile, Submission, inputs::name_for_content},
 };
 
 /// How often a name that another run has just taken is looked at again.
@@ -47,22 +47,37 @@ impl Execution {
     ) -> Result<Graph, StepError> {
         self.apply(Event::Entered(Phase::Uploading));
         let mut graph = self.store.graph(&self.id).await?;
-        for path in self.request()?.input_images {
+        let images = self.request()?.input_images;
+        if images.is_empty() {
+            return Ok(graph);
+        }
+        let transfer = link.transfer().await?;
+        for path in images {
             let input = read_input(path).await?;
-            let name = self.upload(link, &input).await?;
+            let name = self.upload(link, transfer.as_ref().map_err(String::as_str), &input).await?;
             if name != input.name {
-                let is_file = |class: &str, field: &str| definitions?.class(class)?.input(field).map(|i| i.is_upload);
-                let references = graph.rename_input(&input.name, &name, is_file);
-                tracing::info!(from = input.name, to = name, references, "stored an input under another name");
+                self.rename_references(&mut graph, &input.name, &name, definitions);
             }
         }
         Ok(graph)
     }
 
+    fn rename_references(&self, graph: &mut Graph, from: &str, to: &str, definitions: Option<&Definitions>) {
+        let is_file = |class: &str, field: &str| definitions?.class(class)?.input(field).map(|input| input.is_upload);
+        let references = graph.rename_input(from, to, is_file);
+        tracing::info!(from, to, references, "stored an input under another name");
+        if references == 0 {
+            self.warn(format!(
+                "{from} was stored as {to}, since the box has another file of that name, but no file input of the \
+                 workflow names it: if one means it, it gets the other file"
+            ));
+        }
+    }
+
     /// Brings one input to the box and returns the name by which ComfyUI knows it.
-    async fn upload(&self, link: &Link, input: &Input) -> Result<String, StepError> {
+    async fn upload(&self, link: &Link, transfer: Result<&Transfer, &str>, input: &Input) -> Result<String, StepError> {
         let folder = self.request()?.comfyui_input_dir;
-        let reason = match link.transfer().await? {
+        let reason = match transfer {
             Ok(transfer) => match self.upload_by_sftp(link, transfer, &folder, input).await? {
                 Ok(name) => return Ok(name),
                 Err(reason) => reason,
@@ -70,12 +85,12 @@ impl Execution {
             Err(reason) => reason.to_owned(),
         };
         self.warn(format!("inputs were uploaded through ComfyUI instead of SFTP: {reason}"));
-        let failed = |error: crate::comfy::ComfyError| match StepError::from(error) {
-            StepError::Fatal(failure) => StepError::fatal(
+        let failed = |error: ComfyError| match StepError::from(error) {
+            StepError::Trouble(failure) => StepError::Trouble(Failure::new(
                 ErrorCode::UploadFailed,
                 format!("could not upload {}: {}", input.path.display(), failure.message),
-            ),
-            lost => lost,
+            )),
+            other => other,
         };
         link.client.upload_image(&input.path, &input.name).await.map_err(failed)
     }
@@ -91,11 +106,15 @@ impl Execution {
         let part = self.part_path(folder);
         let (name, is_new) = match place(transfer, folder, &part, input).await {
             Ok(placed) => placed,
-            Err(error) if is_lost(&error) => return Err(StepError::LinkLost(error.to_string())),
             Err(error @ TransferError::NoSpace { .. }) => {
                 return Err(StepError::fatal(ErrorCode::UploadFailed, format!("the box's disk is full: {error}")));
             }
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(error) => return transfer_lost(&error).map_or_else(|| Ok(Err(error.to_string())), Err),
+        };
+        let path = join(folder, &name);
+        let placed = match transfer.stat(&path).await {
+            Ok(placed) => placed,
+            Err(error) => return transfer_lost(&error).map_or_else(|| Ok(Err(error.to_string())), Err),
         };
         let seen = RemoteFile {
             filename: name.clone(),
@@ -103,19 +122,22 @@ impl Execution {
             folder: Folder::Input,
             listed_as: String::new(),
         };
-        match link.client.stat_view(&seen).await? {
-            Some(viewed) if viewed.size.is_none_or(|size| size == input.size) => Ok(Ok(name)),
-            _ => {
-                if is_new {
-                    transfer.remove(&join(folder, &name)).await.ok();
-                }
-                Ok(Err(format!("ComfyUI does not see files in {folder}; is comfyui_input_dir right?")))
-            }
+        let is_seen = match link.client.stat_view(&seen).await {
+            Ok(Some(viewed)) => placed.is_some_and(|stat| viewed.is_same_file(stat.size, stat.modified)),
+            Ok(None) => false,
+            // ComfyUI shows no file with two dots in its name (server.py, view_image, v0.3.64).
+            Err(ComfyError::Status { status: 400, .. }) => true,
+            Err(error) => return Err(error.into()),
+        };
+        if is_seen {
+            return Ok(Ok(name));
         }
+        if is_new {
+            transfer.remove(&path).await.ok();
+        }
+        Ok(Err(format!("ComfyUI does not see files in {folder}; is comfyui_input_dir right?")))
     }
-}
 
-impl Execution {
     /// The temporary name of an upload: one at a time for each workflow.
     fn part_path(&self, folder: &str) -> String {
         join(folder, &format!(".{}.part", self.id))

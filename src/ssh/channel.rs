@@ -216,22 +216,31 @@ async fn pump(
 /// Ends a channel that the box has not ended.
 ///
 /// The box is asked to close it, because russh 0.65 keeps its half of a channel for ever when we close first
-/// (client/encrypted.rs, CHANNEL_CLOSE). Only a box that does not do so soon is not waited for.
+/// (client/encrypted.rs, CHANNEL_CLOSE). Only a box that does not do so soon is not waited for. All the while its packets
+/// are taken or thrown away: russh takes no message of ours while it waits for somebody to take a packet.
 async fn close(mut read: ChannelReadHalf, write: ChannelWriteHalf<Msg>, state: &State) {
     let politely = async {
+        let answered = async {
+            let mut left = FAREWELL_BYTES;
+            loop {
+                match read.wait().await? {
+                    ChannelMsg::Close => return Some(()),
+                    ChannelMsg::Data { data } => left = left.checked_sub(data.len())?,
+                    _ => {}
+                }
+            }
+        };
+        tokio::pin!(answered);
         if !state.eof_sent.swap(true, Ordering::AcqRel) {
-            write.eof().await.ok()?;
-        }
-        let mut left = FAREWELL_BYTES;
-        loop {
-            match read.wait().await? {
-                ChannelMsg::Close => return Some(()),
-                ChannelMsg::Data { data } => left = left.checked_sub(data.len())?,
-                _ => {}
+            tokio::select! {
+                sent = write.eof() => sent.ok()?,
+                closed = &mut answered => return closed,
             }
         }
+        answered.await
     };
     if !matches!(timeout(FAREWELL, politely).await, Ok(Some(()))) {
+        drop(read);
         let _ = timeout(FAREWELL, write.close()).await;
     }
 }

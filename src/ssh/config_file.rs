@@ -13,9 +13,9 @@ use std::{
 
 use super::{
     pattern,
-    route::expand_home,
     settings::{Settings, Taken},
 };
+use crate::home::expand_home;
 
 const MAX_BYTES: u64 = 1 << 20;
 const MAX_DEPTH: usize = 16;

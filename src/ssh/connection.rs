@@ -27,8 +27,8 @@ use super::{
     wire::Wire,
 };
 
-/// How long the box may take to open a channel.
-pub(super) const CHANNEL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the box may take to open a channel. Longer than a channel that nobody reads can hold up the others.
+pub(super) const CHANNEL_DEADLINE: Duration = Duration::from_secs(20);
 
 /// An authenticated connection.
 pub(super) struct Connection {

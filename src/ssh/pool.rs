@@ -25,9 +25,10 @@ use super::{
     Options, Session, SshError, Target,
     connection::{Connection, blocking},
     keys::KeyRing,
-    route::{Route, expand_home},
+    route::Route,
     socket_folder,
 };
+use crate::home::expand_home;
 
 /// A route that nobody has a session for is kept for so long.
 const GRACE: Duration = Duration::from_secs(60);

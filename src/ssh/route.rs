@@ -15,6 +15,7 @@ use super::{
     settings::{HostKeyChoice, MAX_JUMPS, Settings},
     target::{self, Destination},
 };
+use crate::home::expand_home;
 
 /// The hosts on the way, the box itself last. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,7 +55,7 @@ impl Route {
         let mut resolver = Resolver { options, hops: Vec::new(), warnings: Vec::new() };
         let settings = resolver.complete(&target.host, target.settings.clone());
         let jumps = settings.jumps.clone().unwrap_or_default();
-        resolver.through(&target.host, &jumps, &target.settings.identity_files, 0)?;
+        resolver.through(&target.host, &settings, &jumps, &target.settings.identity_files, 0)?;
         let destination = resolver.endpoint(&target.host, settings);
         resolver.hops.push(destination);
         Ok((Self { hops: resolver.hops }, resolver.warnings))
@@ -68,29 +69,36 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// Adds the hops in front of `host`. As in OpenSSH, only the first of them can have jump hosts of its own, and a
-    /// host that would jump over itself (`Host *` with a ProxyJump) does not.
+    /// Adds the hops in front of `host`. As in OpenSSH, only the first of them can have jump hosts of its own. A host
+    /// that would jump over itself (`Host *` with a ProxyJump) does not.
     fn through(
         &mut self,
         host: &str,
+        own: &Settings,
         jumps: &[Destination],
         identity_files: &[String],
         depth: usize,
     ) -> Result<(), SshError> {
-        if matches!(jumps, [only] if only.host == host) {
-            return Ok(());
+        if let [only] = jumps
+            && only.host == host
+        {
+            // The same address may lead to several boxes, by their ports.
+            let place = |settings: &Settings| (settings.user.clone(), settings.port.unwrap_or(22));
+            let jump = self.complete(&only.host, given(only));
+            if place(&jump) == place(own) {
+                return Ok(());
+            }
         }
         if depth > MAX_JUMPS || self.hops.len() + jumps.len() > MAX_JUMPS {
             let message = format!("more than {MAX_JUMPS} jump hosts on the way; does ProxyJump go in circles?");
             return Err(SshError::Config { message });
         }
         for (at, jump) in jumps.iter().enumerate() {
-            let given = Settings { user: jump.user.clone(), port: jump.port, ..Settings::default() };
-            let mut settings = self.complete(&jump.host, given);
+            let mut settings = self.complete(&jump.host, given(jump));
             if at == 0
                 && let Some(earlier) = settings.jumps.take()
             {
-                self.through(&jump.host, &earlier, identity_files, depth + 1)?;
+                self.through(&jump.host, &settings, &earlier, identity_files, depth + 1)?;
             }
             // OpenSSH would not use the -i of the destination here, but who writes `-i key -J hop` means both.
             settings.identity_files.extend_from_slice(identity_files);
@@ -174,12 +182,9 @@ impl Resolver<'_> {
     }
 }
 
-/// The path, with the home folder for a leading `~/`.
-pub(super) fn expand_home(path: &Path) -> PathBuf {
-    match (path.strip_prefix("~"), env::home_dir()) {
-        (Ok(rest), Some(home)) => home.join(rest),
-        _ => path.to_owned(),
-    }
+/// What is said of a jump host where it is named.
+fn given(jump: &Destination) -> Settings {
+    Settings { user: jump.user.clone(), port: jump.port, ..Settings::default() }
 }
 
 /// Replaces `%` tokens; those that have no value stay as they are.
@@ -278,6 +283,13 @@ mod tests {
         assert_eq!(addresses("ssh -J none u@box", "Host box\nProxyJump a\n"), ["u@box:22"]);
         let (route, _) = resolve("ssh -i /mine -J a u@box", config).unwrap();
         assert!(route.hops.iter().all(|hop| hop.identity_files == [Path::new("/mine"), Path::new("/service")]));
+    }
+
+    #[test]
+    fn boxes_behind_one_address_are_told_apart_by_port() {
+        assert_eq!(addresses("ssh -J u@gate:22 -p 23 u@gate", ""), ["u@gate:22", "u@gate:23"]);
+        assert_eq!(addresses("ssh -J gate -p 23 u@gate", "Host *\nUser u\n"), ["u@gate:22", "u@gate:23"]);
+        assert_eq!(addresses("ssh -J u@gate:22 u@gate", ""), ["u@gate:22"]);
     }
 
     #[test]

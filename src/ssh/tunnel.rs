@@ -127,7 +127,6 @@ impl Gate {
     }
 }
 
-/// A new folder for this user only, with a path short enough for a socket.
 async fn serve(listener: UnixListener, gate: Arc<Gate>, stop: CancellationToken) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {

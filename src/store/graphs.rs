@@ -3,6 +3,7 @@
 //! Graphs can hold API keys: the folder is 0700, the files 0600, and nothing else of them is written anywhere.
 
 use std::{
+    collections::HashSet,
     fs::{self, DirBuilder, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
@@ -42,7 +43,10 @@ impl Graphs {
             file.write_all(&content)
                 .and_then(|()| file.as_file().sync_all())
                 .map_err(StoreError::io("write", &path))?;
-            file.persist(&path).map_err(|error| StoreError::io("write", &path)(error.error))?;
+            file.persist_noclobber(&path).map_err(|error| match error.error.kind() {
+                io::ErrorKind::AlreadyExists => StoreError::Taken,
+                _ => StoreError::io("write", &path)(error.error),
+            })?;
             sync_folder(&folder).map_err(StoreError::io("write", &folder))
         })
         .await
@@ -61,6 +65,20 @@ impl Graphs {
         {
             tracing::warn!(workflow.id = %id, %error, "could not remove the graph of a trimmed workflow");
         }
+    }
+
+    /// Removes what a killed service left: graphs of workflows that are not on record.
+    pub(super) async fn remove_all_but(&self, on_record: impl Iterator<Item = &WorkflowId>) {
+        let (folder, keep) = (self.folder.clone(), on_record.map(|id| self.path(id)).collect::<HashSet<_>>());
+        let work = move || {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if !keep.contains(&entry.path()) {
+                    fs::remove_file(entry.path()).ok();
+                }
+            }
+            Ok(())
+        };
+        blocking(work).await.ok();
     }
 
     /// Ids have a fixed form, but they come from a file: only their harmless characters name a path.

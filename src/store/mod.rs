@@ -60,7 +60,7 @@ struct Shared {
     keep_finished: usize,
     changed: Notify,
     urgent: Notify,
-    progress: watch::Sender<Progress>,
+    progress: watch::Receiver<Progress>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +98,11 @@ impl Store {
         let path = options.file.clone();
         let loaded = tokio::task::spawn_blocking(move || file::load(&path)).await.map_err(StoreError::task)??;
         let graphs = Graphs::beside(&options.file).await?;
+        // Beside a file that could not be read whole, graphs may still be wanted.
+        if loaded.warnings.is_empty() {
+            graphs.remove_all_but(loaded.workflows.iter().map(|state| &state.id)).await;
+        }
+        let (sender, progress) = watch::channel(Progress::default());
         let entry = |state: WorkflowState| {
             let id = state.id.clone();
             (id, Entry { state: Arc::new(state), revision: Revision(0) })
@@ -109,9 +114,9 @@ impl Store {
             keep_finished: options.keep_finished,
             changed: Notify::new(),
             urgent: Notify::new(),
-            progress: watch::Sender::new(Progress::default()),
+            progress,
         });
-        let writer = Writer::new(shared.clone(), options.file, options.write_interval);
+        let writer = Writer::new(shared.clone(), sender, options.file, options.write_interval);
         let writer = tokio::spawn(writer.run(stop));
         Ok(Opened { store: Self { shared }, warnings: loaded.warnings, writer })
     }
@@ -157,9 +162,9 @@ impl Store {
     /// # Errors
     /// When the write that should have covered it failed. The change stays in memory and later writes try again.
     pub async fn durable(&self, revision: Revision) -> Result<(), StoreError> {
-        let mut progress = self.shared.progress.subscribe();
-        self.shared.urgent.notify_one();
+        let mut progress = self.shared.progress.clone();
         let tried_before = progress.borrow().tries;
+        self.shared.urgent.notify_one();
         loop {
             {
                 let now = progress.borrow_and_update();

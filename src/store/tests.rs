@@ -151,6 +151,31 @@ async fn a_failed_write_fails_the_acceptance_and_heals() {
 }
 
 #[tokio::test]
+async fn graphs_of_workflows_that_are_not_on_record_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, ..) = open(folder.path()).await;
+    let kept = workflow(1);
+    store.insert(kept.clone(), &graph()).await.unwrap();
+    let orphan = folder.path().join("state.json.graphs/comfyui_workflow_1_00000000.json");
+    fs::write(&orphan, "{}").unwrap();
+    let (again, ..) = open(folder.path()).await;
+    assert!(!orphan.exists());
+    assert_eq!(again.graph(&kept.id).await.unwrap(), graph());
+}
+
+#[tokio::test]
+async fn waiting_for_the_disk_ends_with_the_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, stop, writer) = open(folder.path()).await;
+    let state = workflow(1);
+    store.insert(state.clone(), &graph()).await.unwrap();
+    stop.cancel();
+    writer.await.unwrap();
+    let revision = store.apply(&state.id, Event::CancelRequested).unwrap();
+    assert!(matches!(store.durable(revision).await, Err(StoreError::Closed)));
+}
+
+#[tokio::test]
 async fn old_finished_workflows_go_and_young_ones_stay() {
     let folder = tempfile::tempdir().unwrap();
     let (store, ..) = open(folder.path()).await;

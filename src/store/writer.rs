@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Entry, Revision, Shared, StoreError, file};
@@ -29,19 +30,25 @@ pub(super) struct Progress {
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    progress: watch::Sender<Progress>,
     file: PathBuf,
     interval: Duration,
     rendered: HashMap<WorkflowId, (Revision, Arc<[u8]>)>,
 }
 
 impl Writer {
-    pub(super) fn new(shared: Arc<Shared>, file: PathBuf, interval: Duration) -> Self {
-        Self { shared, file, interval, rendered: HashMap::new() }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        progress: watch::Sender<Progress>,
+        file: PathBuf,
+        interval: Duration,
+    ) -> Self {
+        Self { shared, progress, file, interval, rendered: HashMap::new() }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            let failed = self.shared.progress.borrow().error.is_some();
+            let failed = self.progress.borrow().error.is_some();
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = self.shared.urgent.notified() => {}
@@ -63,7 +70,7 @@ impl Writer {
             let map = self.shared.map.read();
             (map.workflows.values().cloned().collect::<Vec<_>>(), map.revision)
         };
-        if revision == self.shared.progress.borrow().written {
+        if revision == self.progress.borrow().written {
             self.publish(revision, None);
             return;
         }
@@ -99,7 +106,7 @@ impl Writer {
     }
 
     fn publish(&self, revision: Revision, error: Option<StoreError>) {
-        self.shared.progress.send_modify(|progress| {
+        self.progress.send_modify(|progress| {
             match (&error, &progress.error) {
                 (Some(error), None) => {
                     tracing::error!(%error, "could not write the state; going on from memory and trying again");

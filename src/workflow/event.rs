@@ -46,14 +46,23 @@ pub enum BoxEvent {
 pub enum Event {
     /// The execution reached a phase. Phases only go forward within an attempt.
     Entered(Phase),
-    /// The nodes that will run, in the expected order. Nodes not listed are dropped.
-    Planned(Vec<NodeId>),
+    /// What will run, as far as the box's definitions tell.
+    Planned {
+        /// The nodes in the expected order. Others are dropped.
+        order: Vec<NodeId>,
+        /// Those of them that save or show a result.
+        outputs: Vec<NodeId>,
+    },
     /// The prompt is about to be sent; from here on it may be on the box.
     Submitting,
     /// The prompt certainly did not reach the box's line.
     NotTaken,
+    /// The answer to the submission was lost, or leaves open whether the box took the prompt; for this reason.
+    AnswerLost(String),
     /// The box took the prompt under this id.
     Submitted(PromptId),
+    /// The box took only a part of the graph: the prompt must be stopped there, and the workflow fails for this reason.
+    PartlyRefused(Failure),
     /// Place in ComfyUI's line, 1 = next to run.
     Waiting {
         /// The place.
@@ -61,6 +70,9 @@ pub enum Event {
     },
     /// ComfyUI said something about the run.
     Box(BoxEvent),
+    /// Everything that the run's nodes reported, by ComfyUI's history: what was heard before and is not in it counts
+    /// no more, unless it is here already.
+    Reported(Vec<(NodeId, NodeOutput)>),
     /// An output file is on the local disk.
     Stored {
         /// Which node reported it.
@@ -72,7 +84,7 @@ pub enum Event {
         /// Bytes.
         size: u64,
     },
-    /// The run starts over with a new prompt; outputs that are already here stay.
+    /// The run starts over with a new prompt and reports its own results.
     AttemptStarted(PromptId),
     /// Something the user should know that fails nothing.
     Warned(String),
@@ -84,4 +96,6 @@ pub enum Event {
     Failed(Failure),
     /// The prompt is certainly not running any more, as the user asked.
     Cancelled,
+    /// The user asked to cancel, and it can't be found out whether the prompt still runs.
+    CancelUnconfirmed(Failure),
 }

@@ -1,6 +1,6 @@
 //! The domain: what a workflow is and what can happen to it.
 //!
-//! Everything here is a pure function of its arguments: no I/O, no clock, no logging, no async. The
+//! No I/O, no clock, no logging, no async; but for fresh ids, everything is a function of its arguments. The
 //! ports ([`ssh`](crate::ssh), [`comfy`](crate::comfy), [`store`](crate::store)) and the
 //! [`runner`](crate::runner) build on it; it knows none of them.
 

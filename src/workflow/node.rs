@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::id::NodeId;
 
+/// The message of a node whose result is known from an earlier run.
+const CACHED: &str = "cached";
+
 /// The closed set of node states that clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,6 +56,11 @@ impl NodeState {
         matches!(self.status, NodeStatus::Executed | NodeStatus::Failed)
     }
 
+    /// Whether its result is known from an earlier run.
+    pub fn is_cached(&self) -> bool {
+        self.message.as_deref() == Some(CACHED)
+    }
+
     /// It began to run. Says whether that was news.
     pub(super) fn start(&mut self) -> bool {
         let news = self.status == NodeStatus::Pending;
@@ -91,17 +99,26 @@ impl NodeState {
 
     /// Its result is known from an earlier run.
     pub(super) fn take_from_cache(&mut self) -> bool {
-        self.end(NodeStatus::Executed, Some("cached".to_owned()))
+        if self.status == NodeStatus::Executed && !self.is_cached() {
+            self.message = Some(CACHED.to_owned());
+            return true;
+        }
+        self.end(NodeStatus::Executed, Some(CACHED.to_owned()))
     }
 
-    /// It raised an exception. This also corrects a node that was taken for done.
-    pub(super) fn fail(&mut self, message: &str) -> bool {
-        let news = self.status != NodeStatus::Failed;
-        if news {
+    /// It raised an exception.
+    pub(super) fn fail(&mut self, message: &str) {
+        if !self.is_done() {
             self.status = NodeStatus::Failed;
             self.message = message.lines().next().map(str::to_owned);
         }
-        news
+    }
+
+    /// The run is over and it did not come to its end. Its progress shows how far it was.
+    pub(super) fn abandon(&mut self) {
+        if self.status == NodeStatus::Executing {
+            self.status = NodeStatus::Pending;
+        }
     }
 
     fn end(&mut self, status: NodeStatus, message: Option<String>) -> bool {

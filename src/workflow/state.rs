@@ -97,12 +97,18 @@ pub struct WorkflowState {
     pub client_id: ClientId,
     /// What the box has of it.
     pub submission: Submission,
+    /// Why it is unclear what the box has of it.
+    pub unclear_because: Option<String>,
+    /// The box took only a part of the graph: why the workflow fails once that part is stopped.
+    pub refusal: Option<Failure>,
     /// 1, and one more each time the run starts over.
     pub attempt: u32,
     /// The user wants it stopped.
     pub cancel_requested: bool,
     /// The nodes, in the expected order; only those that will run, once that is known.
     pub nodes: IndexMap<NodeId, NodeState>,
+    /// Those that save or show a result, once that is known.
+    pub output_nodes: Vec<NodeId>,
     /// Place in ComfyUI's line, 1 = next to run.
     pub queue_position: Option<u32>,
     /// The node that runs now.
@@ -144,9 +150,12 @@ impl WorkflowState {
             prompt_id: PromptId::fresh(),
             client_id: ClientId::fresh(),
             submission: Submission::None,
+            unclear_because: None,
+            refusal: None,
             attempt: 1,
             cancel_requested: false,
             nodes: pending_nodes(graph),
+            output_nodes: Vec::new(),
             queue_position: None,
             current_node: None,
             failed_node: None,
@@ -222,20 +231,28 @@ impl WorkflowState {
         };
         let changed = match event {
             Event::Entered(next) => self.enter(phase, next, at),
-            Event::Planned(order) => self.plan(&order),
+            Event::Planned { order, outputs } => self.plan(&order) | replace(&mut self.output_nodes, outputs),
             Event::Submitting => self.submission == Submission::None && self.note_submission(Submission::Unclear),
             Event::NotTaken => self.submission == Submission::Unclear && self.note_submission(Submission::None),
+            Event::AnswerLost(cause) => {
+                self.submission == Submission::Unclear && replace(&mut self.unclear_because, Some(cause))
+            }
+            Event::PartlyRefused(failure) => replace(&mut self.refusal, Some(failure)),
             Event::Submitted(prompt_id) => self.note_submitted(phase, prompt_id, at),
             Event::Waiting { position } => phase <= Phase::Queued && replace(&mut self.queue_position, Some(position)),
             Event::Box(event) => self.apply_box(phase, at, event),
+            Event::Reported(reports) => self.settle_outputs(reports),
             Event::Stored { node, file, local_path, size } => self.note_stored(&node, &file, local_path, size),
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
             Event::CancelRequested => replace(&mut self.cancel_requested, true),
             // What was cancelled in time ends cancelled, also if the run ends by itself at that very moment.
             Event::Completed if self.cancel_requested => self.end(Lifecycle::Cancelled, at),
+            Event::Failed(failure) if self.cancel_requested => {
+                self.warn(failure.message) | self.end(Lifecycle::Cancelled, at)
+            }
             Event::Completed => self.end(Lifecycle::Completed, at),
-            Event::Failed(failure) => self.fail(failure, at),
+            Event::Failed(failure) | Event::CancelUnconfirmed(failure) => self.fail(failure, at),
             Event::Cancelled => self.end(Lifecycle::Cancelled, at),
         };
         if changed {
@@ -319,10 +336,22 @@ impl WorkflowState {
         finished
     }
 
+    fn settle_outputs(&mut self, reports: Vec<(NodeId, NodeOutput)>) -> bool {
+        let before = self.outputs.len();
+        self.outputs.retain(|known| {
+            let again =
+                |(node, output): &(NodeId, NodeOutput)| known.node_id == *node && output.files.contains(&known.remote);
+            known.downloaded() || reports.iter().any(again)
+        });
+        let dropped = self.outputs.len() != before;
+        reports.into_iter().fold(dropped, |changed, (node, output)| self.note_output(node, output) | changed)
+    }
+
+    /// A file counts once, also where two nodes report it.
     fn note_output(&mut self, node: NodeId, output: NodeOutput) -> bool {
         let mut changed = false;
         for file in output.files {
-            if !self.outputs.iter().any(|known| known.node_id == node && known.remote == file) {
+            if !self.outputs.iter().any(|known| known.remote == file) {
                 self.outputs.push(Output::reported(node.clone(), file, &self.request.comfyui_output_dir));
                 changed = true;
             }
@@ -345,7 +374,7 @@ impl WorkflowState {
         })
     }
 
-    /// Nodes begin again; reported files that never came here are forgotten, since the new run reports its own.
+    /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.
     fn start_over(&mut self, prompt_id: PromptId) -> bool {
         if self.prompt_id == prompt_id {
             return false;
@@ -356,7 +385,9 @@ impl WorkflowState {
         self.lifecycle = Lifecycle::Active(Phase::Uploading);
         self.current_node = None;
         self.queue_position = None;
-        self.outputs.retain(Output::downloaded);
+        self.unclear_because = None;
+        self.outputs.clear();
+        self.texts.clear();
         for node in self.nodes.values_mut() {
             *node = NodeState::pending(node.id.clone(), &node.class_type, node.title.as_deref());
         }
@@ -389,6 +420,7 @@ impl WorkflowState {
                 node.finish();
             });
         }
+        self.nodes.values_mut().for_each(NodeState::abandon);
         self.lifecycle = lifecycle;
         self.current_node = None;
         self.queue_position = None;

@@ -9,14 +9,19 @@ use std::{
 /// Each part, the other parts that it may name, and the crates that it must not.
 const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
-    ("ssh", &[], &["axum", "reqwest", "tokio_tungstenite"]),
+    ("ssh", &["home"], &["axum", "reqwest", "tokio_tungstenite"]),
     ("comfy", &["workflow", "json"], &["axum", "russh"]),
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
-    ("runner", &["workflow", "ssh", "comfy", "store"], &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"]),
+    (
+        "runner",
+        &["home", "workflow", "ssh", "comfy", "store"],
+        &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"],
+    ),
     ("http", &["workflow", "store", "runner"], &["reqwest", "russh", "tokio_tungstenite"]),
-    ("config", &["ssh", "store", "runner", "http"], &["axum", "russh"]),
-    ("telemetry", &["config"], &["axum", "russh"]),
+    ("config", &["home", "ssh", "store", "runner", "http"], &["axum", "russh"]),
+    ("telemetry", &["home", "config"], &["axum", "russh"]),
     ("app", &["config", "ssh", "store", "runner", "http"], &["russh", "reqwest"]),
     ("demo", &["app", "config", "sandbox", "telemetry"], &["russh", "axum"]),
     ("sandbox", &[], &["reqwest"]),

@@ -7,11 +7,15 @@
 
 mod api;
 mod clients;
+mod comfy_client;
 mod docs;
 mod far_end;
 mod graphs;
 mod layers;
+mod loopback;
 mod odd_boxes;
+mod openssh;
+mod phases;
 mod start;
 mod stories;
 mod support;

@@ -40,7 +40,7 @@ fn run(events: impl IntoIterator<Item = Event>) -> WorkflowState {
 }
 
 fn planned() -> Event {
-    Event::Planned(vec!["1".into(), "2".into(), "3".into()])
+    Event::Planned { order: vec!["1".into(), "2".into(), "3".into()], outputs: vec!["3".into()] }
 }
 
 fn submitted() -> [Event; 5] {
@@ -124,17 +124,44 @@ fn a_failed_node_is_named_and_what_ran_stays() {
 }
 
 #[test]
-fn a_second_attempt_starts_the_nodes_again_and_keeps_what_is_here() {
+fn a_second_attempt_starts_again_with_a_new_prompt() {
     let mut state = run(submitted());
     state.apply(at(9), Event::Box(BoxEvent::NodeFinished("1".into())));
-    state.apply(at(9), reported("here.png"));
-    state.apply(at(9), reported("gone.png"));
-    let stored = Event::Stored { node: "3".into(), file: file("here.png"), local_path: "/o/here.png".into(), size: 1 };
-    state.apply(at(10), stored);
+    state.apply(at(9), reported("a.png"));
     state.apply(at(11), Event::AttemptStarted("p2".into()));
     assert_eq!((state.attempt, state.prompt_id.as_str(), state.submission), (2, "p2", Submission::None));
-    assert_eq!((state.progress_percent(), state.outputs.len()), (0.0, 1));
+    assert_eq!((state.progress_percent(), state.outputs.len(), state.texts.len()), (0.0, 0, 0));
     assert_eq!(state.phase(), Some(Phase::Uploading));
+}
+
+#[test]
+fn what_was_asked_to_stop_ends_cancelled_whatever_the_run_did() {
+    for event in [Event::Completed, Event::Failed(Failure::new(ErrorCode::NodeError, "boom"))] {
+        let mut state = run(submitted());
+        state.apply(at(9), Event::CancelRequested);
+        state.apply(at(10), event);
+        assert_eq!(state.status(), Status::Cancelled);
+    }
+}
+
+#[test]
+fn no_node_goes_on_executing_after_the_end() {
+    let mut state = run(submitted());
+    state.apply(at(9), Event::Box(BoxEvent::NodeStep { node: "2".into(), value: 1.0, max: 2.0 }));
+    state.apply(at(10), Event::Cancelled);
+    assert_eq!((state.nodes["2"].status, state.nodes["2"].progress), (NodeStatus::Pending, 50.0));
+}
+
+#[test]
+fn history_settles_what_the_websocket_told() {
+    let mut state = run(submitted());
+    state.apply(at(9), reported("heard only.png"));
+    state.apply(at(9), reported("both.png"));
+    let output = NodeOutput { files: vec![file("both.png"), file("history only.png")], texts: vec![] };
+    // Another node that reports the same file adds nothing.
+    state.apply(at(10), Event::Reported(vec![("3".into(), output.clone()), ("4".into(), output)]));
+    let names: Vec<_> = state.outputs.iter().map(|output| output.remote.filename.as_str()).collect();
+    assert_eq!(names, ["both.png", "history only.png"]);
 }
 
 #[test]
@@ -153,8 +180,14 @@ fn any_event() -> impl Strategy<Value = Event> {
         [Phase::Waiting, Phase::Connecting, Phase::Uploading, Phase::Queued, Phase::Running, Phase::Downloading];
     prop_oneof![
         proptest::sample::select(phases.to_vec()).prop_map(Event::Entered),
+        Just(planned()),
         Just(Event::Submitting),
+        Just(Event::NotTaken),
+        Just(Event::AnswerLost("cut".into())),
+        Just(Event::PartlyRefused(Failure::new(ErrorCode::InvalidWorkflow, "x"))),
         Just(Event::Submitted("p".into())),
+        Just(Event::Stored { node: "3".into(), file: file("a.png"), local_path: "/o/a.png".into(), size: 1 }),
+        Just(Event::Reported(vec![])),
         (1..9u32).prop_map(|position| Event::Waiting { position }),
         Just(Event::Box(BoxEvent::Started)),
         proptest::collection::vec(node.clone(), 0..3).prop_map(|nodes| Event::Box(BoxEvent::Cached(nodes))),
@@ -164,13 +197,17 @@ fn any_event() -> impl Strategy<Value = Event> {
             value,
             max
         })),
-        node.prop_map(|node| Event::Box(BoxEvent::NodeFinished(node))),
+        node.clone().prop_map(|node| Event::Box(BoxEvent::NodeFinished(node))),
         Just(Event::Box(BoxEvent::Over)),
         Just(reported("a.png")),
         Just(Event::Warned("careful".into())),
         Just(Event::CancelRequested),
         Just(Event::Cancelled),
-        Just(Event::Failed(Failure::new(ErrorCode::Internal, "x"))),
+        node.clone().prop_map(|node| {
+            let detail = ErrorDetail { node_id: Some(node), ..ErrorDetail::default() };
+            Event::Failed(Failure { detail: Some(Box::new(detail)), ..Failure::new(ErrorCode::NodeError, "x") })
+        }),
+        Just(Event::CancelUnconfirmed(Failure::new(ErrorCode::SshUnreachable, "x"))),
         Just(Event::Completed),
     ]
 }

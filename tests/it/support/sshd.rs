@@ -68,11 +68,10 @@ impl Sshd {
         let folder = tempfile::Builder::new().prefix("sshd-").tempdir().expect("a temporary folder");
         make_key(&folder.path().join("host_key"));
         make_key(&folder.path().join("client_key"));
-        fs::copy(folder.path().join("client_key.pub"), folder.path().join("authorized_keys"))
-            .expect("authorize the client's key");
         make_privilege_separation_folder();
 
         let mut sshd = Self { folder, program, port: 0, process: None };
+        sshd.authorize_only(&sshd.client_key().with_extension("pub"));
         for attempts_left in (0..5).rev() {
             sshd.port = free_port();
             sshd.configure(&options);
@@ -98,6 +97,16 @@ impl Sshd {
     /// The private key that it lets in.
     pub(crate) fn client_key(&self) -> PathBuf {
         self.folder.path().join("client_key")
+    }
+
+    /// Lets in this key instead of all others; `public_key` is a file as ssh-keygen writes it.
+    pub(crate) fn authorize_only(&self, public_key: &Path) {
+        fs::copy(public_key, self.folder.path().join("authorized_keys")).expect("authorize a key");
+    }
+
+    /// Lets nobody in from now on.
+    pub(crate) fn authorize_nobody(&self) {
+        fs::write(self.folder.path().join("authorized_keys"), "").expect("empty the authorized keys");
     }
 
     /// The known_hosts file that [`Sshd::connection`] names; it may not exist yet.
@@ -263,9 +272,20 @@ fn program() -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-fn make_key(path: &Path) {
+/// Makes a key of the usual type, with its public half in `<path>.pub`.
+///
+/// # Panics
+/// If ssh-keygen can't.
+pub(crate) fn make_key(path: &Path) {
+    make_key_as(path, &["-t", "ed25519", "-N", ""]);
+}
+
+/// As [`make_key`], with the type and passphrase in ssh-keygen's own words.
+pub(crate) fn make_key_as(path: &Path, arguments: &[&str]) {
     let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"])
+        .args(["-q", "-C", "test"])
+        .args(arguments)
+        .arg("-f")
         .arg(path)
         .stdin(Stdio::null())
         .output()
@@ -280,7 +300,8 @@ fn make_privilege_separation_folder() {
     }
 }
 
-fn user() -> String {
+/// The user that this runs as, and the only one that the server lets in.
+pub(crate) fn user() -> String {
     let id = Command::new("id").arg("-un").output().expect("run id");
     String::from_utf8(id.stdout).expect("a user name in UTF-8").trim().to_owned()
 }

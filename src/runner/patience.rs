@@ -1,0 +1,46 @@
+//! How long something that may pass is tried again.
+
+use std::time::{Duration, Instant};
+
+/// The first pause between two tries; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// One spell of trouble: since when, and how long the next pause is.
+#[derive(Debug)]
+pub(super) struct Patience {
+    since: Option<Instant>,
+    next: Duration,
+}
+
+impl Patience {
+    /// The trouble begins with the first try.
+    pub(super) fn new() -> Self {
+        Self { since: None, next: FIRST_PAUSE }
+    }
+
+    /// Waits until the next try is due; the first is due at once. `false` when the trouble has lasted for `limit`.
+    pub(super) async fn wait(&mut self, limit: Duration) -> bool {
+        if self.since.is_some() {
+            return self.pause(limit).await;
+        }
+        self.since = Some(Instant::now());
+        true
+    }
+
+    /// As [`wait`](Self::wait), but there is a pause before the first try too.
+    ///
+    /// Pauses grow, with jitter, so that many workflows do not come back at once.
+    pub(super) async fn pause(&mut self, limit: Duration) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= limit {
+            return false;
+        }
+        let jitter = f64::from(uuid::Uuid::new_v4().as_fields().1) / f64::from(u16::MAX);
+        tokio::time::sleep(self.next.mul_f64(0.5 + 0.5 * jitter)).await;
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        true
+    }
+}

@@ -1,0 +1,156 @@
+//! Files over SFTP: large ones, many, and everything that keeps one from arriving.
+
+use std::{
+    fs,
+    io::ErrorKind,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use comfy_remote::ssh::{SshErrorKind, Stat, TransferError};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+
+use super::{Place, proxy::Proxy, within};
+use crate::support::sshd::SshdOptions;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_without_sftp_says_so() {
+    // None at all, and one that is not where it should be.
+    for extra in [vec![], vec!["Subsystem sftp /nonexistent/sftp-server".to_owned()]] {
+        let options = SshdOptions { sftp: false, extra, ..SshdOptions::default() };
+        let Some(place) = Place::start_with(options) else { return };
+        let error = within(place.session().await.transfer()).await.unwrap_err();
+        assert_eq!(error.kind(), SshErrorKind::SftpMissing, "{error}");
+        assert!(!error.is_transient(), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_files_arrive_whole_in_both_directions() {
+    let Some(place) = Place::start() else { return };
+    let content: Vec<u8> = (0..20_000_000u64).map(|number| ((number * number) >> 7) as u8).collect();
+    fs::write(place.path("large"), &content).unwrap();
+    let session = place.session().await;
+    let transfer = within(session.transfer()).await.unwrap();
+    let part = place.remote("large.part");
+    let remote = place.remote("large here \u{e4}");
+    assert_eq!(within(transfer.upload(&place.path("large"), &part)).await.unwrap(), 20_000_000);
+    within(transfer.rename(&part, &remote)).await.unwrap();
+    assert_eq!(within(transfer.stat(&part)).await.unwrap(), None);
+    let modified = fs::metadata(&remote).unwrap().modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
+    let modified = Some(UNIX_EPOCH + Duration::from_secs(modified.as_secs()));
+    let expected = Stat { size: 20_000_000, is_dir: false, is_file: true, modified };
+    assert_eq!(within(transfer.stat(&remote)).await.unwrap(), Some(expected));
+    assert_eq!(within(transfer.sha256(&remote)).await.unwrap(), <[u8; 32]>::from(Sha256::digest(&content)));
+    let mut back = Vec::new();
+    assert_eq!(within(transfer.download(&remote, &mut back, 20_000_000)).await.unwrap(), 20_000_000);
+    assert!(back == content);
+    let mut back = Vec::new();
+    let error = within(transfer.download(&remote, &mut back, 19_999_999)).await.unwrap_err();
+    assert!(matches!(error, TransferError::TooLarge { limit: 19_999_999, .. }), "{error:?}");
+    assert!(back.len() <= 19_999_999);
+    within(transfer.remove(&remote)).await.unwrap();
+    assert_eq!(within(transfer.stat(&remote)).await.unwrap(), None);
+    assert!(within(transfer.free_bytes(place.folder.path().to_str().unwrap())).await.unwrap().unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_files_pass_side_by_side() {
+    let Some(place) = Place::start() else { return };
+    let proxy = Proxy::to(place.sshd.port()).await;
+    let session = within(place.pool().connect(&place.target_at(proxy.port, ""))).await.unwrap();
+    fs::create_dir(place.path("in")).unwrap();
+    let folder = place.folder.path().to_owned();
+    let files = (0..200usize).map(|number| {
+        let (session, folder) = (session.clone(), folder.clone());
+        tokio::spawn(async move {
+            let content = vec![number as u8; number * 37];
+            let local = folder.join(format!("small{number}"));
+            fs::write(&local, &content).unwrap();
+            let remote = folder.join(format!("in/{number}")).to_str().unwrap().to_owned();
+            let transfer = session.transfer().await.unwrap();
+            assert_eq!(transfer.upload(&local, &remote).await.unwrap(), content.len() as u64);
+            let mut back = Vec::new();
+            transfer.download(&remote, &mut back, 1 << 20).await.unwrap();
+            assert_eq!(back, content);
+        })
+    });
+    for done in within(futures_util::future::join_all(files)).await {
+        done.unwrap();
+    }
+    assert_eq!(proxy.connections(), 2);
+    let channels = place.sshd.log().matches("Starting session: subsystem 'sftp'").count();
+    assert!((1..=8).contains(&channels), "channels are used again, but there were {channels}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fewer_sessions_than_usual_are_made_do_with() {
+    let options = SshdOptions { extra: vec!["MaxSessions 2".to_owned()], ..SshdOptions::default() };
+    let Some(place) = Place::start_with(options) else { return };
+    let session = place.session().await;
+    let looks = (0..12).map(|_| {
+        let session = session.clone();
+        tokio::spawn(async move { session.transfer().await.unwrap().stat("/").await.unwrap().unwrap() })
+    });
+    for look in within(futures_util::future::join_all(looks)).await {
+        assert!(look.unwrap().is_dir);
+    }
+    assert!(!session.is_closed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_ever_overwritten_and_failures_are_told_apart() {
+    let Some(place) = Place::start() else { return };
+    let session = place.session().await;
+    let transfer = within(session.transfer()).await.unwrap();
+    let path = |name: &str| place.remote(name);
+    fs::write(place.path("one"), "one").unwrap();
+    fs::write(place.path("two"), "two").unwrap();
+
+    let error = within(transfer.upload(&place.path("one"), &path("two"))).await.unwrap_err();
+    assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
+    let error = within(transfer.rename(&path("one"), &path("two"))).await.unwrap_err();
+    assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
+    assert_eq!(fs::read_to_string(place.path("two")).unwrap(), "two");
+    assert_eq!(fs::read_to_string(place.path("one")).unwrap(), "one");
+
+    let error = within(transfer.upload(&place.path("one"), &path("missing/one"))).await.unwrap_err();
+    assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
+    let error = within(transfer.upload(&place.path("missing"), &path("three"))).await.unwrap_err();
+    assert!(matches!(&error, TransferError::Local { source, .. } if source.kind() == ErrorKind::NotFound), "{error:?}");
+    assert!(!place.path("three").exists());
+    let error = within(transfer.download(&path("missing"), &mut Vec::new(), 1)).await.unwrap_err();
+    assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
+    assert_eq!(error.to_string(), format!("{} does not exist on the box", path("missing")));
+    for error in [
+        within(transfer.sha256(&path("missing"))).await.unwrap_err(),
+        within(transfer.remove(&path("missing"))).await.unwrap_err(),
+        within(transfer.rename(&path("missing"), &path("three"))).await.unwrap_err(),
+        within(transfer.free_bytes(&path("missing"))).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
+    }
+    let folder = place.folder.path().to_str().unwrap();
+    assert!(matches!(within(transfer.sha256(folder)).await, Err(TransferError::Other { .. })));
+    assert!(!within(transfer.stat(folder)).await.unwrap().unwrap().is_file);
+    assert_eq!(within(transfer.stat(&path("two"))).await.unwrap().unwrap().size, 3, "the channel still works");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_whose_connection_breaks_is_transient() {
+    let Some(place) = Place::start() else { return };
+    let proxy = Proxy::to(place.sshd.port()).await;
+    let pool = place.pool();
+    let session = within(pool.connect(&place.target_at(proxy.port, ""))).await.unwrap();
+    let transfer = within(session.transfer()).await.unwrap();
+    fs::File::create(place.path("endless")).unwrap().set_len(1 << 40).unwrap();
+    let remote = place.remote("endless");
+    let (mut near, mut far) = tokio::io::duplex(1024);
+    let downloading = tokio::spawn(async move { transfer.download(&remote, &mut near, u64::MAX).await });
+    within(far.read_exact(&mut vec![0; 1_000_000])).await.unwrap();
+    proxy.cut.cancel();
+    let drain = tokio::spawn(async move { while far.read(&mut [0; 4096]).await.unwrap_or(0) > 0 {} });
+    let error = within(downloading).await.unwrap().unwrap_err();
+    assert!(matches!(error, TransferError::ConnectionLost { .. }) && error.is_transient(), "{error:?}");
+    within(drain).await.unwrap();
+}
