@@ -6,10 +6,14 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +49,8 @@ pub(super) struct Execution {
     pub(super) tunnel: watch::Sender<TunnelOutcome>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
+    /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
+    pub(super) good_looks: AtomicU64,
 }
 
 /// Whether the outputs of a run are all here.
@@ -106,10 +112,10 @@ impl Execution {
         let mut link = self.connect().await?;
         let mut patience = Patience::new();
         loop {
-            let before = self.state().map_err(StepError::into_failure)?.last_update;
+            let before = self.signs_of_life()?;
             let Err(error) = self.advance(&link).await else { return Ok(()) };
-            // Something moved: the next trouble is a new trouble.
-            if self.state().map_err(StepError::into_failure)?.last_update != before {
+            // This trouble is a new one.
+            if self.signs_of_life()? != before {
                 patience = Patience::new();
             }
             match error {
@@ -126,6 +132,12 @@ impl Execution {
                 }
             }
         }
+    }
+
+    /// Differs after anything has moved.
+    fn signs_of_life(&self) -> Result<(DateTime<Utc>, u64), Failure> {
+        let state = self.state().map_err(StepError::into_failure)?;
+        Ok((state.last_update, self.good_looks.load(Ordering::Relaxed)))
     }
 
     /// Takes every step that is left.

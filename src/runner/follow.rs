@@ -3,7 +3,10 @@
 //! The websocket only makes progress visible sooner. What is true comes from ComfyUI's queue and history, in that
 //! order: read the other way round, a prompt that ends in between is in neither.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use tokio::time::sleep_until;
 
@@ -87,6 +90,7 @@ impl Execution {
                     if let Some(ending) = self.look(link, &mut looks, hearing).await? {
                         return Ok(ending);
                     }
+                    self.good_looks.fetch_add(1, Ordering::Relaxed);
                     self.stop_if_partly_refused(link).await?;
                     if hearing.ear.is_none() && Instant::now() >= hearing.again.0 {
                         self.hear_again(link, hearing).await?;

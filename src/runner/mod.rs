@@ -20,7 +20,7 @@ mod upload;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -201,6 +201,7 @@ impl Runner {
             options: self.inner.options.clone(),
             tunnel,
             credential_key: Mutex::new(None),
+            good_looks: AtomicU64::new(0),
         };
         let (runner, id) = (self.clone(), id.clone());
         let span = tracing::info_span!("execution", workflow.id = %id);
