@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -61,6 +62,7 @@ impl Service {
     /// # Errors
     /// Says in one sentence what can't be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
+        raise_descriptor_limit();
         let address = config.server.bind;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
@@ -106,16 +108,27 @@ impl Service {
     }
 }
 
-/// Resolves at SIGINT (Ctrl-C) or SIGTERM.
+/// A waiting workflow holds a handful of file descriptors, and the usual soft limit of 1024 is soon used up.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = limit.current, "could not raise the limit of open files");
+    }
+}
+
+/// Resolves at SIGINT (Ctrl-C), SIGTERM, or SIGHUP (the terminal was closed).
 ///
 /// # Errors
 /// When signals can't be received.
 pub async fn stop_signal() -> Result<(), StartError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
     }
     Ok(())
 }

@@ -25,6 +25,9 @@ pub const DEFAULTS: &str = include_str!("../config.toml");
 /// The file that is read when none is named.
 const LOCAL_FILE: &str = "config.toml";
 
+/// What the names of environment variables begin with.
+const ENV_PREFIX: &str = "COMFY_REMOTE_";
+
 /// Everything that can be set.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -150,6 +153,9 @@ impl Config {
     /// Names the first unknown key or bad value and where it stands.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(LOCAL_FILE));
+        if file.is_some() && path.is_dir() {
+            return Err(ConfigError(format!("configuration file is a directory: {}", path.display())));
+        }
         if file.is_some() && !path.is_file() {
             return Err(ConfigError(format!("configuration file not found: {}", path.display())));
         }
@@ -157,7 +163,7 @@ impl Config {
         if path.is_file() {
             figment = figment.merge(Toml::file_exact(path));
         }
-        let environment = Env::prefixed("COMFY_REMOTE_").split("__");
+        let environment = Env::prefixed(ENV_PREFIX).split("__");
         let config: Self = figment.merge(environment).extract().map_err(|error| ConfigError(sentence(error)))?;
         config.check()
     }
@@ -251,7 +257,7 @@ fn sentence(error: figment::Error) -> String {
     };
     let source = first.metadata.as_ref().map(|metadata| match &metadata.source {
         Some(source) => format!(" (in {source})"),
-        None => format!(" (in {})", metadata.name.trim_matches('`')),
+        None => format!(" (from {ENV_PREFIX}{})", first.path.join("__").to_uppercase()),
     });
     let key = match first.path.as_slice() {
         [] => "configuration".to_owned(),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{OriginalUri, Request},
     http::StatusCode,
     response::Response,
     routing::{get, post},
@@ -69,8 +69,8 @@ async fn not_found(request: Request) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, format!("No such route: {} {}", request.method(), request.uri().path()))
 }
 
-async fn method_not_allowed(request: Request) -> ApiError {
-    let message = format!("Method {} is not allowed for {}", request.method(), request.uri().path());
+async fn method_not_allowed(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
+    let message = format!("Method {} is not allowed for {}", request.method(), uri.path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
 

@@ -73,6 +73,13 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitt
     let target = Target::parse(&request.ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
     let graph = read_graph(&request.workflow_file)?;
     let input_images = check_images(&request.input_images)?;
+    for (field, folder) in
+        [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
+    {
+        if folder.as_deref().is_some_and(|folder| folder.chars().any(char::is_control)) {
+            return Err(format!("Field {field} must not contain control characters"));
+        }
+    }
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
     let output_dir = prepare_output_dir(&output_dir)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());

@@ -90,7 +90,11 @@ impl From<ComfyError> for StepError {
 
 impl From<StoreError> for StepError {
     fn from(error: StoreError) -> Self {
-        Self::fatal(ErrorCode::Internal, error.to_string())
+        let failure = Failure::new(ErrorCode::Internal, error.to_string());
+        match error {
+            StoreError::Graph { may_pass: true, .. } => Self::Trouble(failure),
+            _ => Self::Fatal(failure),
+        }
     }
 }
 

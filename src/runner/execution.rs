@@ -175,6 +175,9 @@ impl Execution {
         }
         self.apply(Event::Entered(Phase::Connecting));
         let (target, port) = (self.target()?, state.request.comfyui_port);
+        for warning in self.pool.warnings(&target).await {
+            self.warn(warning);
+        }
         let link = Link::open(&self.pool, &target, port).await.map_err(|error| tunnel_failure(&error))?;
         self.report_tunnel(Ok(()));
         link.warnings().iter().for_each(|warning| self.warn(warning.clone()));

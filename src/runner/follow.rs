@@ -259,9 +259,11 @@ pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
 
 fn lost(state: &WorkflowState) -> Failure {
     let message = match state.submission {
-        Submission::Accepted => "the box no longer knows the prompt: ComfyUI was restarted or its history was cleared \
-                                 while the workflow was in it; run it again"
-            .to_owned(),
+        Submission::Accepted => {
+            "the box no longer knows the prompt: ComfyUI was restarted, its history was cleared, or \
+                                 somebody removed the prompt from its queue; run it again"
+                .to_owned()
+        }
         Submission::None | Submission::Unclear => {
             let cause = state.unclear_because.as_deref().unwrap_or("the service was stopped while it was being sent");
             format!(

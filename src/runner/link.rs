@@ -43,13 +43,26 @@ impl Link {
             }
             Err(error) => error,
         };
-        let mut message = format!("could not reach ComfyUI on port {port} of the box: {error}");
+        let found = match error {
+            ComfyError::Unreachable { .. } => self.what_is_there(&error).await,
+            _ => error.to_string(),
+        };
+        let mut message = format!("could not reach ComfyUI on port {port} of the box: {found}");
         if matches!(error, ComfyError::Unreachable { .. })
             && let Some(other) = self.find_elsewhere(port).await
         {
             message.push_str(&format!("; ComfyUI answers on port {other}, set comfyui_port to it"));
         }
         Err(message)
+    }
+
+    /// A closed port looks, from this end of the tunnel, like a connection that is cut.
+    async fn what_is_there(&self, error: &ComfyError) -> String {
+        match self.tunnel.open().await {
+            Err(closed) if closed.is_port_closed() => "nothing listens on it; is ComfyUI running?".to_owned(),
+            Err(lost) => lost.to_string(),
+            Ok(_) => format!("what listens there does not answer as ComfyUI does: {error}"),
+        }
     }
 
     /// What SSH had to say on the way.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, Event, Failure, Graph, NodeId, WorkflowState},
+    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, WorkflowState},
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
@@ -49,7 +49,7 @@ impl Execution {
                 self.apply(Event::NotTaken);
                 Err(StepError::LinkLost(Failure::new(ErrorCode::ComfyuiUnreachable, cause)))
             }
-            Err(refused) => Err(StepError::Fatal(refusal(&refused))),
+            Err(refused) => Err(StepError::Fatal(refusal(&refused, graph))),
         }
     }
 
@@ -82,7 +82,7 @@ pub(super) fn missing_outputs(state: &WorkflowState, targets: Option<&[NodeId]>)
 
 fn partial_refusal(findings: &Findings) -> Failure {
     let message = format!("ComfyUI refused a part of the workflow, so none of it was run: {findings}");
-    Failure::new(ErrorCode::InvalidWorkflow, message)
+    with_first_finding(Failure::new(ErrorCode::InvalidWorkflow, message), findings)
 }
 
 /// Resolves when the box has the prompt although its answer does not come. Looks only after a while.
@@ -96,10 +96,28 @@ async fn arrival(link: &Link, state: &WorkflowState) {
     }
 }
 
-fn refusal(error: &SubmitError) -> Failure {
+fn refusal(error: &SubmitError, graph: &Graph) -> Failure {
     let code = match error {
         SubmitError::Refused(_) | SubmitError::TooBig => ErrorCode::InvalidWorkflow,
         _ => ErrorCode::ComfyuiUnreachable,
     };
-    Failure::new(code, error.to_string())
+    let SubmitError::Refused(refusal) = error else { return Failure::new(code, error.to_string()) };
+    if refusal.findings.is_empty()
+        && let [first, ..] = graph.nodes_in_cycles().as_slice()
+    {
+        // ComfyUI before v0.20 gives no reason for these.
+        return Failure::new(code, format!("{error}: its links form a circle, in which node {first} stands"));
+    }
+    with_first_finding(Failure::new(code, error.to_string()), &refusal.findings)
+}
+
+/// The message names all findings; the fields for the node at fault have room for one.
+fn with_first_finding(failure: Failure, findings: &Findings) -> Failure {
+    let Some(first) = findings.iter().next() else { return failure };
+    let detail = ErrorDetail {
+        node_id: Some(first.node_id.clone()),
+        exception_message: Some(first.message.clone()),
+        ..ErrorDetail::default()
+    };
+    Failure { node_type: first.class_type.clone(), detail: Some(Box::new(detail)), ..failure }
 }

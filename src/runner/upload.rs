@@ -106,6 +106,9 @@ impl Execution {
         let part = self.part_path(folder);
         let (name, is_new) = match place(transfer, folder, &part, input).await {
             Ok(placed) => placed,
+            Err(error @ TransferError::Local { .. }) => {
+                return Err(StepError::fatal(ErrorCode::UploadFailed, error.to_string()));
+            }
             Err(error @ TransferError::NoSpace { .. }) => {
                 return Err(StepError::fatal(ErrorCode::UploadFailed, format!("the box's disk is full: {error}")));
             }
@@ -191,6 +194,10 @@ async fn put(transfer: &Transfer, part: &str, path: &str, input: &Input) -> Resu
         Err(error) => return Err(error),
     }
     let result = match transfer.upload(&input.path, part).await {
+        Ok(size) if size != input.size => Err(TransferError::Local {
+            what: format!("{} changed while it was uploaded", input.path.display()),
+            source: io::Error::other(format!("it had {} bytes and now has {size}", input.size)),
+        }),
         Ok(_) => transfer.rename(part, path).await,
         Err(error) => Err(error),
     };

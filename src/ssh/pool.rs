@@ -154,6 +154,16 @@ impl Pool {
         Ok(Session::new(Arc::clone(&self.shared), lease, control, target.clone(), warnings))
     }
 
+    /// What the user should know about the way to a target before it is taken, such as lines of `~/.ssh/config` that
+    /// are not used. [`connect`](Self::connect) gives the same with its session, if it comes to one.
+    pub async fn warnings(&self, target: &Target) -> Vec<String> {
+        let (wanted, shared) = (target.clone(), Arc::clone(&self.shared));
+        match blocking(move || Route::resolve(&wanted, &shared.options)).await {
+            Ok(Ok((_, warnings))) => warnings,
+            _ => Vec::new(),
+        }
+    }
+
     /// Closes all connections, also those in use, and refuses new ones from now on. Takes at most about a second.
     pub async fn close_all(&self) {
         self.shared.closing.cancel();

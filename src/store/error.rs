@@ -27,6 +27,20 @@ pub enum StoreError {
         /// What it should be.
         expected: &'static str,
     },
+    /// The folder of the state file is missing.
+    #[error("the folder for the state file does not exist: {}; create it or set [state] file", folder.display())]
+    NoFolder {
+        /// Which folder.
+        folder: PathBuf,
+    },
+    /// Another service works with this file.
+    #[error("{} is in use by {holder}; stop it, or set [state] file to another place", path.display())]
+    InUse {
+        /// The state file.
+        path: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
     /// The write that should have covered a change failed.
     #[error("the state could not be written: {0}")]
     Unwritten(Arc<StoreError>),
@@ -40,6 +54,8 @@ pub enum StoreError {
         id: WorkflowId,
         /// Why not.
         cause: String,
+        /// Whether that may pass, as a want of file descriptors does.
+        may_pass: bool,
     },
     /// The state can't be put in words.
     #[error("the state could not be serialised: {0}")]

@@ -9,9 +9,9 @@
 //! never followed.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +30,12 @@ const TEMPORARY_SUFFIX: &str = ".tmp";
 pub(super) struct Loaded {
     pub(super) workflows: Vec<WorkflowState>,
     pub(super) warnings: Vec<String>,
+}
+
+/// A missing folder is not made: its name may be a slip.
+pub(super) fn check_folder(path: &Path) -> Result<(), StoreError> {
+    let folder = folder_of(path);
+    if folder.is_dir() { Ok(()) } else { Err(StoreError::NoFolder { folder: folder.to_owned() }) }
 }
 
 /// Reads the file; a missing one is an empty one. What can't be understood is moved aside, or, if only some
@@ -128,13 +134,16 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(foreign());
     }
+    if meta.mode() & 0o077 != 0 {
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(StoreError::io("protect", path))?;
+    }
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(StoreError::io("read", path))?;
     Ok(Some(content))
 }
 
 /// `O_NONBLOCK` so that a pipe put at our place can't hold up the start.
-fn flags_without_following() -> i32 {
+pub(super) fn flags_without_following() -> i32 {
     (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32
 }
 

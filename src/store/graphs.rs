@@ -53,9 +53,11 @@ impl Graphs {
     }
 
     pub(super) async fn load(&self, id: &WorkflowId) -> Result<Graph, StoreError> {
-        let unreadable = |cause: String| StoreError::Graph { id: id.clone(), cause };
-        let content = tokio::fs::read(self.path(id)).await.map_err(|error| unreadable(error.to_string()))?;
-        Graph::parse(&content).map_err(|error| unreadable(format!("it {error}")))
+        let unreadable = |cause: String, may_pass| StoreError::Graph { id: id.clone(), cause, may_pass };
+        let content = tokio::fs::read(self.path(id))
+            .await
+            .map_err(|error| unreadable(error.to_string(), error.kind() != io::ErrorKind::NotFound))?;
+        Graph::parse(&content).map_err(|error| unreadable(format!("it {error}"), false))
     }
 
     pub(super) async fn remove(&self, id: &WorkflowId) {

@@ -10,6 +10,7 @@
 mod error;
 mod file;
 mod graphs;
+mod lock;
 mod writer;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::StoreError;
 use graphs::Graphs;
+use lock::Lock;
 use writer::{Progress, Writer};
 
 use crate::workflow::{Event, Graph, WorkflowId, WorkflowState};
@@ -61,6 +63,7 @@ struct Shared {
     changed: Notify,
     urgent: Notify,
     progress: watch::Receiver<Progress>,
+    _lock: Lock,
 }
 
 #[derive(Debug, Default)]
@@ -93,10 +96,16 @@ impl Store {
     /// A file that can't be understood is moved aside, never destroyed.
     ///
     /// # Errors
-    /// When the file is not a regular file of our own user, or the private folder can't be made.
+    /// When another service uses the file, when it is not a regular file of our own user, or when the private folder
+    /// can't be made.
     pub async fn open(options: Options, stop: CancellationToken) -> Result<Opened, StoreError> {
         let path = options.file.clone();
-        let loaded = tokio::task::spawn_blocking(move || file::load(&path)).await.map_err(StoreError::task)??;
+        let open = move || {
+            file::check_folder(&path)?;
+            let lock = Lock::take(&path)?;
+            Ok::<_, StoreError>((lock, file::load(&path)?))
+        };
+        let (lock, loaded) = tokio::task::spawn_blocking(open).await.map_err(StoreError::task)??;
         let graphs = Graphs::beside(&options.file).await?;
         // Beside a file that could not be read whole, graphs may still be wanted.
         if loaded.warnings.is_empty() {
@@ -115,6 +124,7 @@ impl Store {
             changed: Notify::new(),
             urgent: Notify::new(),
             progress,
+            _lock: lock,
         });
         let writer = Writer::new(shared.clone(), sender, options.file, options.write_interval);
         let writer = tokio::spawn(writer.run(stop));

@@ -16,6 +16,13 @@ async fn open(folder: &Path) -> (Store, CancellationToken, JoinHandle<()>) {
     (opened.store, stop, opened.writer)
 }
 
+/// Ends a store as the end of its process would, but in order.
+async fn close((store, stop, writer): (Store, CancellationToken, JoinHandle<()>)) {
+    stop.cancel();
+    writer.await.unwrap();
+    drop(store);
+}
+
 fn graph() -> Graph {
     Graph::parse(br#"{"1": {"class_type": "A", "inputs": {"seed": 18446744073709551615}}}"#).unwrap()
 }
@@ -41,16 +48,24 @@ async fn what_was_accepted_is_there_again() {
     let accepted = workflow(1);
     store.insert(accepted.clone(), &graph()).await.unwrap();
     assert!(matches!(store.insert(accepted.clone(), &graph()).await, Err(StoreError::Taken)));
-
-    let (again, ..) = open(folder.path()).await;
-    assert_eq!(again.get(&accepted.id).as_deref(), Some(&accepted));
-    assert_eq!(again.graph(&accepted.id).await.unwrap(), graph());
+    let on_disk = fs::read_to_string(options(folder.path()).file).unwrap();
+    assert!(on_disk.contains(accepted.id.as_str()), "before insert returns");
 
     store.apply(&accepted.id, Event::Entered(Phase::Connecting));
-    stop.cancel();
-    writer.await.unwrap();
+    close((store, stop, writer)).await;
     let (again, ..) = open(folder.path()).await;
     assert_eq!(again.get(&accepted.id).unwrap().lifecycle, Lifecycle::Active(Phase::Connecting));
+    assert_eq!(again.graph(&accepted.id).await.unwrap(), graph());
+}
+
+#[tokio::test]
+async fn only_one_store_works_with_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path()).await;
+    let refused = Store::open(options(folder.path()), CancellationToken::new()).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("in use by process {}", std::process::id())), "{refused}");
+    close(first).await;
+    open(folder.path()).await;
 }
 
 #[tokio::test]
@@ -86,7 +101,7 @@ async fn many_changes_become_one_write() {
 #[tokio::test]
 async fn files_are_private_and_a_link_is_neither_read_nor_followed() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, ..) = open(folder.path()).await;
+    let (store, stop, writer) = open(folder.path()).await;
     let file = options(folder.path()).file;
     store.insert(workflow(1), &graph()).await.unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -101,6 +116,7 @@ async fn files_are_private_and_a_link_is_neither_read_nor_followed() {
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
     assert!(fs::symlink_metadata(&file).unwrap().is_file());
 
+    close((store, stop, writer)).await;
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink(&precious, &file).unwrap();
     let refused = Store::open(options(folder.path()), CancellationToken::new()).await.unwrap_err().to_string();
@@ -124,9 +140,10 @@ async fn a_file_that_cannot_be_read_is_moved_aside() {
 #[tokio::test]
 async fn one_broken_workflow_does_not_take_the_others_with_it() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, ..) = open(folder.path()).await;
+    let (store, stop, writer) = open(folder.path()).await;
     let good = workflow(1);
     store.insert(good.clone(), &graph()).await.unwrap();
+    close((store, stop, writer)).await;
     let file = options(folder.path()).file;
     let text = fs::read_to_string(&file).unwrap().replacen("{\n", "{\n\"broken\":{\"id\":1},", 1);
     fs::write(&file, &text).unwrap();
@@ -153,9 +170,10 @@ async fn a_failed_write_fails_the_acceptance_and_heals() {
 #[tokio::test]
 async fn graphs_of_workflows_that_are_not_on_record_are_removed() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, ..) = open(folder.path()).await;
+    let (store, stop, writer) = open(folder.path()).await;
     let kept = workflow(1);
     store.insert(kept.clone(), &graph()).await.unwrap();
+    close((store, stop, writer)).await;
     let orphan = folder.path().join("state.json.graphs/comfyui_workflow_1_00000000.json");
     fs::write(&orphan, "{}").unwrap();
     let (again, ..) = open(folder.path()).await;

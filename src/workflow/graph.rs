@@ -148,6 +148,20 @@ impl Graph {
         order.into_iter().filter_map(|at| self.nodes.get_index(at)).map(|(id, _)| id.clone()).collect()
     }
 
+    /// The nodes that a circle of links holds up, in the author's order; none of them can ever run.
+    pub fn nodes_in_cycles(&self) -> Vec<NodeId> {
+        let mut held_up: BTreeSet<usize> = (0..self.nodes.len()).collect();
+        loop {
+            let free: Vec<usize> =
+                held_up.iter().copied().filter(|at| self.sources(*at).all(|from| !held_up.contains(&from))).collect();
+            if free.is_empty() {
+                break;
+            }
+            held_up.retain(|at| !free.contains(at));
+        }
+        held_up.into_iter().filter_map(|at| self.nodes.get_index(at)).map(|(id, _)| id.clone()).collect()
+    }
+
     /// Everything that the outputs need, in the order in which ComfyUI stages it.
     fn staged(&self, outputs: &HashSet<usize>) -> Vec<usize> {
         let (mut staged, mut seen) = (Vec::new(), HashSet::new());
@@ -298,6 +312,7 @@ mod tests {
                 "3": {"class_type": "C", "inputs": {"x": ["99", 0], "y": ["3", 0]}}}"#,
         );
         assert_eq!(cyclic.order_of_all().len(), 3);
+        assert_eq!(ids(&cyclic.nodes_in_cycles()), ["1", "2", "3"]);
         let chain: Map<String, Value> = (0..20_000)
             .map(|n| {
                 let inputs = serde_json::json!({ "x": [(n + 1).to_string(), 0] });

@@ -244,14 +244,21 @@ pub(crate) async fn compare_runs(sandbox: &Server, real: &Server) {
         json!({"prompt": diamond, "partial_execution_targets": ["e"]}),
         json!({"prompt": {"1": empty(7), "2": show("1"), "3": {"class_type": "ImageInvert", "inputs": {}}, "4": {"class_type": "RigFail", "inputs": {"image": ["1", 0], "message": "not needed"}}}}),
         json!({"prompt": {"9": show("8"), "8": invert("7"), "7": invert("6"), "6": empty(9), "5": show("4"), "4": empty(9)}}),
-        json!({"prompt": {"1": empty(7), "2": {"class_type": "RigFail", "inputs": {"image": ["1", 0], "message": "first"}}, "3": show("2"), "4": show("1"), "unknown": empty(3)}}),
+        json!({"prompt": {"1": empty(7), "2": {"class_type": "RigFail", "inputs": {"image": ["1", 0], "message": "first"}}, "3": show("2"), "unknown": empty(3)}}),
         json!({"prompt": {"10": empty(7), "20": show("10"), "unknown": {"class_type": "ImageInvert", "inputs": {"image": ["10", 0], "more": 5}}}}),
     ];
     sandbox.reset().await;
     real.reset().await;
     for mut body in bodies {
         body["client_id"] = json!("fidelity");
-        let (ours, theirs) = (run(sandbox, &body).await, run(real, &body).await);
+        let (mut ours, mut theirs) = (run(sandbox, &body).await, run(real, &body).await);
+        // ComfyUI keeps the outputs to run in a set, whose order differs from one start to the next.
+        let nodes = body["prompt"].as_object().into_iter().flatten();
+        let outputs = nodes.filter(|(_, node)| node["class_type"] == "PreviewImage").count();
+        if outputs > 1 && body["partial_execution_targets"].is_null() {
+            ours.forget_order();
+            theirs.forget_order();
+        }
         assert_same(&format!("{body}"), &theirs, &ours);
     }
 }

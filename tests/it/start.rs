@@ -46,7 +46,9 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
         (vec!["--config", &file], vec![], "server.prot"),
         (vec!["serve", "--config", &file], vec![], "server.prot"),
         (vec!["--config", "/nowhere.toml"], vec![], "configuration file not found: /nowhere.toml"),
-        (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S", "soon")], "ssh.connect_timeout_s"),
+        (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S", "soon")], "(from COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S)"),
+        (vec!["--config", "/"], vec![], "configuration file is a directory: /"),
+        (vec![], vec![("COMFY_REMOTE_STATE__FILE", "/nowhere/state.json")], "does not exist: /nowhere; create it"),
         (vec![], vec![("COMFY_REMOTE_SERVER__NONSENSE", "1")], "server.nonsense"),
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_ATTEMPTS", "0")], "ssh.connect_attempts must be above 0"),
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "")], "state.file must not be empty"),
@@ -66,6 +68,16 @@ fn a_port_that_is_taken_ends_the_start_with_one_sentence() {
     let said = text(&ended.stderr);
     assert_eq!(ended.status.code(), Some(1));
     assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
+}
+
+#[test]
+fn a_second_service_on_one_state_file_refuses_to_start_and_says_who_holds_it() {
+    let first = Service::start(&[]);
+    let ended = first.command().output().unwrap();
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1));
+    let line = said.lines().last().unwrap();
+    assert!(line.contains("state.json is in use by process ") && line.contains("[state] file"), "{said}");
 }
 
 #[tokio::test]
