@@ -15,6 +15,17 @@ use crate::runner::ExecuteRequest;
 /// How long a client may take to send its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// The caller's own name for its request, if it gives one.
+///
+/// # Errors
+/// A 400 for one that is empty, longer than 255 characters, or not plain text.
+pub(super) fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
+    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+    let key = value.to_str().ok().map(str::trim).filter(|key| (1..=255).contains(&key.len()));
+    let wrong = || ApiError::bad_request("The header Idempotency-Key must be 1 to 255 plain characters");
+    key.map(|key| Some(key.to_owned())).ok_or_else(wrong)
+}
+
 /// The body of a request that must be a JSON object.
 ///
 /// # Errors

@@ -53,6 +53,9 @@ impl From<runner::ExecuteError> for ApiError {
     fn from(error: runner::ExecuteError) -> Self {
         match error {
             runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
+            runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
+            runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping | runner::ExecuteError::Internal => {
                 Self::internal(error.to_string())
             }

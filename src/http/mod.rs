@@ -1,4 +1,4 @@
-//! The HTTP side: six routes under `/comfyui/workflow`, and the rules for everything around them.
+//! The HTTP side: the routes under `/comfyui/workflow`, `/health`, and the rules for everything around them.
 //!
 //! Every answer to a request that is HTTP is JSON, and every failure is `{"success": false, "message": "…"}`. Handlers read the
 //! [`store`](crate::store) and ask the [`runner`](crate::runner); they know neither SSH nor ComfyUI. The bodies
@@ -53,13 +53,19 @@ pub fn router(runner: Runner, store: Store, options: Options) -> Router {
         .route("/state", get(workflow::state))
         .route("/{id}/progress", get(workflow::progress))
         .route("/{id}/cancel", post(workflow::cancel))
+        .route("/{id}/retry", post(workflow::retry))
         .route("/{id}/outputs", get(workflow::outputs))
         .route("/{id}/active", get(workflow::active))
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(api.clone());
+    let health = Router::new()
+        .route("/health", get(workflow::health))
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(api);
     let routes = cors::allow(routes, &options.cors_origins);
     Router::new()
         .nest("/comfyui/workflow", routes)
+        .merge(health)
         .fallback(not_found)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TraceLayer::new_for_http().make_span_with(span).on_failure(()))

@@ -10,8 +10,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::workflow::{
-    ErrorCode, ErrorDetail, FileType, NodeId, NodeState, NodeStatus, Output, Phase, PromptId, Status, WorkflowId,
-    WorkflowState, state::Text,
+    Connection, ConnectionState, ErrorCode, ErrorDetail, FileType, NodeId, NodeState, NodeStatus, Output, Phase,
+    PromptId, Status, WorkflowId, WorkflowState, state::Text,
 };
 
 /// `{"success": true}` with more beside it.
@@ -41,6 +41,12 @@ pub(super) struct StartedView {
     pub(super) message: &'static str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) warnings: Vec<String>,
+}
+
+/// The answer to health when all is well.
+#[derive(Debug, Serialize)]
+pub(super) struct HealthView {
+    pub(super) status: &'static str,
 }
 
 /// The answer to cancel.
@@ -102,10 +108,32 @@ pub(super) struct WorkflowView<'a> {
     current_node_id: Option<&'a NodeId>,
     failed_node_id: Option<&'a NodeId>,
     cancel_requested: bool,
+    connection: Option<ConnectionView<'a>>,
+    retry_of: Option<&'a WorkflowId>,
     texts: &'a [Text],
     warnings: &'a [String],
     error_code: Option<ErrorCode>,
     error_detail: Option<&'a ErrorDetail>,
+}
+
+/// How the way to the box is.
+#[derive(Debug, Serialize)]
+struct ConnectionView<'a> {
+    state: ConnectionState,
+    since: Time,
+    cause: Option<&'a str>,
+    next_attempt: Option<Time>,
+}
+
+impl<'a> From<&'a Connection> for ConnectionView<'a> {
+    fn from(connection: &'a Connection) -> Self {
+        Self {
+            state: connection.state,
+            since: Time(connection.since),
+            cause: connection.cause.as_deref(),
+            next_attempt: connection.next_attempt.map(Time),
+        }
+    }
 }
 
 /// One node.
@@ -164,6 +192,8 @@ impl<'a> From<&'a WorkflowState> for WorkflowView<'a> {
             current_node_id: state.current_node.as_ref(),
             failed_node_id: state.failed_node.as_ref(),
             cancel_requested: state.cancel_requested,
+            connection: state.connection.as_ref().map(ConnectionView::from),
+            retry_of: state.retry_of.as_ref(),
             texts: &state.texts,
             warnings: &state.warnings,
             error_code: failure.map(|failure| failure.code),

@@ -1,10 +1,10 @@
-//! The six handlers.
+//! The handlers.
 
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     extract::{FromRequestParts, Path, Request, State},
-    http::request::Parts,
+    http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
 };
 
@@ -12,17 +12,29 @@ use super::{
     Api, body,
     error::ApiError,
     view::{
-        ActiveView, MessageView, OutputsEnvelope, ProgressEnvelope, StartedView, StateEnvelope, Success, WorkflowView,
-        output_views,
+        ActiveView, HealthView, MessageView, OutputsEnvelope, ProgressEnvelope, StartedView, StateEnvelope, Success,
+        WorkflowView, output_views,
     },
 };
-use crate::workflow::{WorkflowId, WorkflowState};
+use crate::{
+    runner::Started,
+    workflow::{WorkflowId, WorkflowState},
+};
 
 /// `POST /comfyui/workflow/execute`
 pub(super) async fn execute(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let key = body::idempotency_key(&request)?;
     let body = body::read_object(request, api.max_body_bytes).await?;
     let (request, unknown_fields) = body::execute_request(body)?;
-    let started = api.runner.execute(request, unknown_fields).await?;
+    started(api.runner.execute(request, unknown_fields, key).await?)
+}
+
+/// `POST /comfyui/workflow/{id}/retry`
+pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
+    started(api.runner.retry(&id).await?)
+}
+
+fn started(started: Started) -> Result<Response, ApiError> {
     match started.tunnel_error {
         Some(message) => Err(ApiError::on_record(message, started.workflow_id)),
         None => Ok(Success::new(StartedView {
@@ -64,6 +76,15 @@ pub(super) async fn state(State(api): State<Arc<Api>>) -> Response {
 pub(super) async fn active(State(api): State<Arc<Api>>, Id(id): Id) -> Response {
     let state = api.store.get(&id);
     Success::new(ActiveView { active: state.is_some_and(|state| state.is_active()) }).into_response()
+}
+
+/// `GET /health`: whether changes reach the disk. Says nothing about workflows, paths or hosts.
+pub(super) async fn health(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
+    if api.store.trouble().is_some() {
+        let message = "The state cannot be written to the disk; workflows go on from memory. The log says why";
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message));
+    }
+    Ok(Success::new(HealthView { status: "ok" }).into_response())
 }
 
 /// The id in a path. One that is not even text names no workflow, as any other unknown id.

@@ -10,18 +10,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
 use super::{digest::sha256_of, error::ExecuteError};
 use crate::{
     home::expand_home,
     ssh::Target,
-    workflow::{Graph, Request},
+    workflow::{Graph, Idempotency, Request, WorkflowId},
 };
 
 /// The largest workflow file that is read.
 const MAX_WORKFLOW_BYTES: u64 = 64 << 20;
 
 /// What a caller asks for; everything optional may be missing.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ExecuteRequest {
     /// How to reach the box.
     pub ssh_connection: String,
@@ -39,6 +42,14 @@ pub struct ExecuteRequest {
     pub comfyui_input_dir: Option<String>,
     /// ComfyUI's output folder on the box.
     pub comfyui_output_dir: Option<String>,
+}
+
+impl ExecuteRequest {
+    /// Equal for equal requests, in hex digits.
+    pub(super) fn fingerprint(&self) -> String {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        hex::encode(Sha256::digest(text))
+    }
 }
 
 /// For what a request leaves out.
@@ -60,12 +71,26 @@ pub(super) struct Admitted {
     pub(super) request: Request,
     pub(super) graph: Graph,
     pub(super) warnings: Vec<String>,
+    pub(super) retry_of: Option<WorkflowId>,
+    pub(super) idempotency: Option<Idempotency>,
 }
 
 /// Checks a request and fills in what it leaves out.
 pub(super) async fn check(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, ExecuteError> {
     let defaults = defaults.clone();
     let work = move || check_blocking(request, &defaults);
+    tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
+}
+
+/// Checks again what may have changed since a request was accepted.
+pub(super) async fn check_again(request: Request, graph: Graph) -> Result<Admitted, ExecuteError> {
+    let work = move || {
+        let text = |path: &Path| path.display().to_string();
+        let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
+        check_images(&images)?;
+        prepare_output_dir(&text(&request.output_dir))?;
+        Ok(Admitted { request, graph, warnings: Vec::new(), retry_of: None, idempotency: None })
+    };
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
@@ -93,7 +118,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitt
         comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
         comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
     };
-    Ok(Admitted { request, graph, warnings: target.warnings().to_vec() })
+    Ok(Admitted { request, graph, warnings: target.warnings().to_vec(), retry_of: None, idempotency: None })
 }
 
 fn read_graph(given: &str) -> Result<Graph, String> {

@@ -6,7 +6,7 @@ use crate::{
     comfy::ComfyError,
     ssh::{SshError, SshErrorKind, TransferError},
     store::StoreError,
-    workflow::{ErrorCode, Failure},
+    workflow::{ErrorCode, Failure, WorkflowId},
 };
 
 /// Why a workflow was not accepted.
@@ -18,6 +18,15 @@ pub enum ExecuteError {
     /// It could not be put on record.
     #[error("The workflow could not be put on record: {0}")]
     NotRecorded(#[source] StoreError),
+    /// There is no such workflow.
+    #[error("Workflow not found: {0}")]
+    Unknown(WorkflowId),
+    /// Only a finished workflow can be tried again.
+    #[error("Workflow is still active: {0}")]
+    StillActive(WorkflowId),
+    /// The caller's name for the request belongs to another one.
+    #[error("This Idempotency-Key was used for another request")]
+    KeyReused,
     /// The service is about to end.
     #[error("The service is stopping")]
     Stopping,

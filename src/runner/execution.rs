@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -191,6 +191,7 @@ impl Execution {
             let message = match link.probe(port).await {
                 Ok(version) => {
                     tracing::info!(comfyui.version = version, "reached ComfyUI");
+                    self.apply(Event::Connected);
                     return Ok(link);
                 }
                 Err(message) => message,
@@ -212,10 +213,22 @@ impl Execution {
         let port = self.state().map_err(StepError::into_failure)?.request.comfyui_port;
         let target = self.target()?;
         let mut last = cause;
-        while patience.wait(self.unreachable_limit()).await {
+        loop {
+            let (limit, message) = (self.unreachable_limit(), last.message.clone());
+            self.apply(Event::Reconnecting { cause: message.clone(), next_attempt: None });
+            let announce = |pause| {
+                let next_attempt = TimeDelta::from_std(pause).ok().map(|pause| Utc::now() + pause);
+                self.apply(Event::Reconnecting { cause: message, next_attempt });
+            };
+            if !patience.wait(limit, announce).await {
+                return Err(last);
+            }
             last = match Link::open(&self.pool, &target, port).await {
                 Ok(link) => match link.probe(port).await {
-                    Ok(_) => return Ok(link),
+                    Ok(_) => {
+                        self.apply(Event::Connected);
+                        return Ok(link);
+                    }
                     Err(message) => Failure::new(ErrorCode::ComfyuiUnreachable, message),
                 },
                 Err(error) if self.is_final(&error) => return Err(tunnel_failure(&error)),
@@ -223,7 +236,6 @@ impl Execution {
             };
             tracing::debug!(message = last.message, "still out of reach");
         }
-        Err(last)
     }
 
     /// Whether an error on the way back ends the workflow at once. With a prompt on the box only another machine at

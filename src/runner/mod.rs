@@ -16,6 +16,7 @@ mod output_folder;
 mod patience;
 mod stop;
 mod submit;
+mod turns;
 mod upload;
 
 use std::{
@@ -32,11 +33,12 @@ use tracing::Instrument;
 pub use admission::{Defaults, ExecuteRequest};
 pub use error::ExecuteError;
 use execution::Execution;
+use turns::Turns;
 
 use crate::{
     ssh::Pool,
     store::{Store, StoreError},
-    workflow::{Event, WorkflowId, WorkflowState},
+    workflow::{Event, Idempotency, WorkflowId, WorkflowState},
 };
 
 /// How often a taken workflow id is replaced by another before that is an error.
@@ -82,6 +84,7 @@ struct Inner {
     options: Options,
     executions: TaskTracker,
     running: Mutex<HashMap<WorkflowId, CancellationToken>>,
+    turns: Turns,
     shutdown: CancellationToken,
 }
 
@@ -97,6 +100,7 @@ impl Runner {
             options,
             executions: TaskTracker::new(),
             running: Mutex::new(HashMap::new()),
+            turns: Turns::default(),
             shutdown: CancellationToken::new(),
         };
         let runner = Self { inner: Arc::new(inner) };
@@ -110,14 +114,63 @@ impl Runner {
     /// Checks a request, puts it on record and starts it. Waits a moment for the tunnel, so that a wrong connection
     /// string is answered at once. `warnings` are added to the workflow's own.
     ///
+    /// With a `key`, the caller's own name for the request, the same request is carried out once however often it
+    /// comes, also across restarts: a repeat gets the first one's answer, and waits for it if need be.
+    ///
     /// # Errors
     /// When a check fails or the workflow could not be put on record; then nothing of it stays.
-    pub async fn execute(&self, request: ExecuteRequest, warnings: Vec<String>) -> Result<Started, ExecuteError> {
+    pub async fn execute(
+        &self,
+        request: ExecuteRequest,
+        warnings: Vec<String>,
+        key: Option<String>,
+    ) -> Result<Started, ExecuteError> {
+        let Some(key) = key else { return self.execute_new(request, warnings, None).await };
+        let fingerprint = request.fingerprint();
+        let turn = self.inner.turns.take(&key).await;
+        if let Some(known) = self.inner.store.by_idempotency_key(&key) {
+            return repeated(&known, &fingerprint);
+        }
+        let idempotency = Idempotency { key, fingerprint, tunnel_error: None };
+        let started = self.execute_new(request, warnings, Some(idempotency)).await?;
+        if let Some(message) = &started.tunnel_error {
+            self.inner.store.apply(&started.workflow_id, Event::AnsweredWithError(message.clone()));
+        }
+        drop(turn);
+        Ok(started)
+    }
+
+    /// Starts a finished workflow again, as a new one with the same request and the graph as it was accepted.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); also when the workflow is unknown or still active.
+    pub async fn retry(&self, id: &WorkflowId) -> Result<Started, ExecuteError> {
+        let state = self.inner.store.get(id).ok_or_else(|| ExecuteError::Unknown(id.clone()))?;
+        if state.is_active() {
+            return Err(ExecuteError::StillActive(id.clone()));
+        }
+        let graph = self.inner.store.graph(id).await.map_err(ExecuteError::NotRecorded)?;
+        let mut admitted = admission::check_again(state.request.clone(), graph).await?;
+        admitted.retry_of = Some(id.clone());
+        self.start_admitted(admitted).await
+    }
+
+    async fn execute_new(
+        &self,
+        request: ExecuteRequest,
+        warnings: Vec<String>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Started, ExecuteError> {
+        let mut admitted = admission::check(request, &self.inner.options.defaults).await?;
+        admitted.warnings.splice(0..0, warnings);
+        admitted.idempotency = idempotency;
+        self.start_admitted(admitted).await
+    }
+
+    async fn start_admitted(&self, admitted: admission::Admitted) -> Result<Started, ExecuteError> {
         if self.inner.shutdown.is_cancelled() {
             return Err(ExecuteError::Stopping);
         }
-        let mut admitted = admission::check(request, &self.inner.options.defaults).await?;
-        admitted.warnings.splice(0..0, warnings);
         let warnings = admitted.warnings.clone();
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
@@ -167,6 +220,8 @@ impl Runner {
             let now = Utc::now();
             let id = WorkflowId::new(now, uuid::Uuid::new_v4().as_fields().0);
             let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.graph, now);
+            state.retry_of.clone_from(&admitted.retry_of);
+            state.idempotency.clone_from(&admitted.idempotency);
             for warning in &admitted.warnings {
                 state.apply(now, Event::Warned(warning.clone()));
             }
@@ -219,4 +274,12 @@ impl Runner {
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, CancellationToken>> {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The answer that the first request of this name got.
+fn repeated(known: &WorkflowState, fingerprint: &str) -> Result<Started, ExecuteError> {
+    let Some(idempotency) = known.idempotency.as_ref().filter(|first| first.fingerprint == fingerprint) else {
+        return Err(ExecuteError::KeyReused);
+    };
+    Ok(Started { workflow_id: known.id.clone(), warnings: Vec::new(), tunnel_error: idempotency.tunnel_error.clone() })
 }

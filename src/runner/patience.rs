@@ -22,24 +22,31 @@ impl Patience {
     }
 
     /// Waits until the next try is due; the first is due at once. `false` when the trouble has lasted for `limit`.
-    pub(super) async fn wait(&mut self, limit: Duration) -> bool {
-        if self.since.is_some() {
-            return self.pause(limit).await;
+    /// `announce` is told how long the wait will be.
+    pub(super) async fn wait(&mut self, limit: Duration, announce: impl FnOnce(Duration)) -> bool {
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            return true;
         }
-        self.since = Some(Instant::now());
-        true
+        self.pause_announced(limit, announce).await
     }
 
     /// As [`wait`](Self::wait), but there is a pause before the first try too.
     ///
     /// Pauses grow, with jitter, so that many workflows do not come back at once.
     pub(super) async fn pause(&mut self, limit: Duration) -> bool {
+        self.pause_announced(limit, |_| ()).await
+    }
+
+    async fn pause_announced(&mut self, limit: Duration, announce: impl FnOnce(Duration)) -> bool {
         let since = *self.since.get_or_insert_with(Instant::now);
         if since.elapsed() >= limit {
             return false;
         }
         let jitter = f64::from(uuid::Uuid::new_v4().as_fields().1) / f64::from(u16::MAX);
-        tokio::time::sleep(self.next.mul_f64(0.5 + 0.5 * jitter)).await;
+        let pause = self.next.mul_f64(0.5 + 0.5 * jitter);
+        announce(pause);
+        tokio::time::sleep(pause).await;
         self.next = (self.next * 2).min(LONGEST_PAUSE);
         true
     }

@@ -211,6 +211,18 @@ impl Store {
         newest_first().find(|state| state.is_active()).or_else(|| newest_first().next()).cloned()
     }
 
+    /// The workflow that was accepted under a caller's own name for its request.
+    pub fn by_idempotency_key(&self, key: &str) -> Option<Arc<WorkflowState>> {
+        let map = self.shared.map.read();
+        let named = |state: &WorkflowState| state.idempotency.as_ref().is_some_and(|known| known.key == key);
+        map.workflows.values().rev().map(|entry| &entry.state).find(|state| named(state)).cloned()
+    }
+
+    /// Why changes do not reach the disk at the moment, if they don't.
+    pub fn trouble(&self) -> Option<Arc<StoreError>> {
+        self.shared.progress.borrow().error.clone()
+    }
+
     /// All workflows without a final status, oldest first.
     pub fn active(&self) -> Vec<Arc<WorkflowState>> {
         let map = self.shared.map.read();

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
+
 use super::{
     failure::Failure,
     id::{NodeId, PromptId},
@@ -88,6 +90,17 @@ pub enum Event {
     AttemptStarted(PromptId),
     /// Something the user should know that fails nothing.
     Warned(String),
+    /// The way to the box stands.
+    Connected,
+    /// The way to the box was lost.
+    Reconnecting {
+        /// Why, or why the last try failed.
+        cause: String,
+        /// When the next try is due; `None` while one is under way.
+        next_attempt: Option<DateTime<Utc>>,
+    },
+    /// The answer to the request was that the tunnel failed, for this reason.
+    AnsweredWithError(String),
     /// The user asked to cancel.
     CancelRequested,
     /// Every output is on the local disk.

@@ -21,4 +21,4 @@ pub use id::{ClientId, NodeId, PromptId, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::Request;
-pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};
+pub use state::{Connection, ConnectionState, Idempotency, Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -82,6 +82,40 @@ pub enum Submission {
     Accepted,
 }
 
+/// How the way to the box is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Whether it stands.
+    pub state: ConnectionState,
+    /// Since when it is so.
+    pub since: DateTime<Utc>,
+    /// Why it does not stand.
+    pub cause: Option<String>,
+    /// When the next try is due.
+    pub next_attempt: Option<DateTime<Utc>>,
+}
+
+/// The two states of the way to the box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectionState {
+    /// It stands.
+    Connected,
+    /// It was lost, and is tried again.
+    Reconnecting,
+}
+
+/// A request that must not be carried out twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The caller's name for it.
+    pub key: String,
+    /// SHA-256 of what was asked for, in hex digits: the same name with another request is a mistake.
+    pub fingerprint: String,
+    /// Why the tunnel failed while the caller waited: the answer was an error then.
+    pub tunnel_error: Option<String>,
+}
+
 /// Everything that readers can know about a workflow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkflowState {
@@ -105,6 +139,12 @@ pub struct WorkflowState {
     pub attempt: u32,
     /// The user wants it stopped.
     pub cancel_requested: bool,
+    /// How the way to the box is; `None` before it first stood and after the end.
+    pub connection: Option<Connection>,
+    /// The workflow that this one tries again.
+    pub retry_of: Option<WorkflowId>,
+    /// The caller's own name for the request, if it gave one, and how it was answered.
+    pub idempotency: Option<Idempotency>,
     /// The nodes, in the expected order; only those that will run, once that is known.
     pub nodes: IndexMap<NodeId, NodeState>,
     /// Those that save or show a result, once that is known.
@@ -154,6 +194,9 @@ impl WorkflowState {
             refusal: None,
             attempt: 1,
             cancel_requested: false,
+            connection: None,
+            retry_of: None,
+            idempotency: None,
             nodes: pending_nodes(graph),
             output_nodes: Vec::new(),
             queue_position: None,
@@ -226,6 +269,9 @@ impl WorkflowState {
 
     /// Takes in one fact. `at` is when it became known here. Says whether anything changed.
     pub fn apply(&mut self, at: DateTime<Utc>, event: Event) -> bool {
+        if let Event::AnsweredWithError(message) = event {
+            return self.idempotency.as_mut().is_some_and(|known| replace(&mut known.tunnel_error, Some(message)));
+        }
         let Lifecycle::Active(phase) = self.lifecycle else {
             return false;
         };
@@ -245,6 +291,11 @@ impl WorkflowState {
             Event::Stored { node, file, local_path, size } => self.note_stored(&node, &file, local_path, size),
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
+            Event::AnsweredWithError(_) => false,
+            Event::Connected => self.set_connection(ConnectionState::Connected, at, None, None),
+            Event::Reconnecting { cause, next_attempt } => {
+                self.set_connection(ConnectionState::Reconnecting, at, Some(cause), next_attempt)
+            }
             Event::CancelRequested => replace(&mut self.cancel_requested, true),
             // What was cancelled in time ends cancelled, also if the run ends by itself at that very moment.
             Event::Completed if self.cancel_requested => self.end(Lifecycle::Cancelled, at),
@@ -394,6 +445,17 @@ impl WorkflowState {
         true
     }
 
+    fn set_connection(
+        &mut self,
+        state: ConnectionState,
+        at: DateTime<Utc>,
+        cause: Option<String>,
+        next_attempt: Option<DateTime<Utc>>,
+    ) -> bool {
+        let since = self.connection.as_ref().filter(|known| known.state == state).map_or(at, |known| known.since);
+        replace(&mut self.connection, Some(Connection { state, since, cause, next_attempt }))
+    }
+
     fn warn(&mut self, text: String) -> bool {
         let news = !self.warnings.contains(&text) && self.warnings.len() < MAX_WARNINGS;
         if news {
@@ -424,6 +486,7 @@ impl WorkflowState {
         self.lifecycle = lifecycle;
         self.current_node = None;
         self.queue_position = None;
+        self.connection = None;
         self.end_time = Some(at);
         true
     }

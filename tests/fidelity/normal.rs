@@ -65,6 +65,15 @@ impl Recording {
 }
 
 impl Recording {
+    /// Whether more than one node reported a result. ComfyUI keeps the outputs to run in a set, whose order differs
+    /// from one start of the server to the next.
+    pub(crate) fn has_several_outputs(&self) -> bool {
+        let executed = self.streams.values().flatten().filter(|message| message["type"] == "executed");
+        let nodes: std::collections::BTreeSet<String> =
+            executed.map(|message| message["data"]["node"].to_string()).collect();
+        nodes.len() > 1
+    }
+
     /// Keeps which messages came, but not in which order; the snapshots in between depend on it and go.
     pub(crate) fn forget_order(&mut self) {
         self.drop_messages(|message| message["type"] == "progress_state");

@@ -16,6 +16,8 @@ mod loopback;
 mod odd_boxes;
 mod openssh;
 mod phases;
+mod repeats;
+mod sandbox_stage;
 mod start;
 mod stories;
 mod support;

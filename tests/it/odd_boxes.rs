@@ -7,51 +7,17 @@ use serde_json::{Value, json};
 
 use crate::{
     graphs::{self, tag},
+    sandbox_stage::{PATIENCE, Stage},
     support::{
         service::Service,
         sshd::{HostKey, Sshd, SshdOptions},
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Stage {
-    sandbox: Sandbox,
-    service: Service,
-}
-
-async fn stage(options: SandboxOptions) -> Stage {
-    Stage { sandbox: Sandbox::start(options).await.unwrap(), service: Service::start(&[]) }
-}
-
-async fn plain_stage() -> Stage {
-    stage(SandboxOptions::default()).await
-}
-
 impl Stage {
-    fn request(&self, graph: &Value) -> Value {
-        let file = self.service.folder().join(format!("{}.json", tag()));
-        fs::write(&file, graph.to_string()).unwrap();
-        json!({
-            "ssh_connection": self.sandbox.ssh_connection(),
-            "workflow_file": file,
-            "comfyui_port": self.sandbox.comfyui_port(),
-            "comfyui_input_dir": self.sandbox.input_dir(),
-            "comfyui_output_dir": self.sandbox.output_dir(),
-        })
-    }
-
-    async fn start(&self, graph: &Value) -> String {
-        self.service.client().accepted(&self.request(graph)).await
-    }
-
     async fn run(&self, graph: &Value) -> Value {
         let id = self.start(graph).await;
         self.service.client().wait_for_end(&id, PATIENCE).await
-    }
-
-    async fn completed(&self, id: &str) -> Value {
-        self.service.client().wait_for_status(id, "completed", PATIENCE).await
     }
 
     fn photo(&self, name: &str) -> PathBuf {
@@ -80,7 +46,7 @@ fn warnings(progress: &Value) -> String {
 
 #[tokio::test]
 async fn files_of_every_kind_arrive_with_their_type() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let item = |name: &str, subfolder: &str| json!({"filename": name, "subfolder": subfolder, "type": "output", "_text": name});
     let done = stage
         .run(&reporting(&json!({
@@ -119,7 +85,7 @@ async fn files_of_every_kind_arrive_with_their_type() {
 
 #[tokio::test]
 async fn hostile_names_write_nothing_outside_the_output_folder() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let before = list(stage.service.folder());
     for (filename, subfolder) in [
         ("../../escaped.png", ""),
@@ -154,7 +120,7 @@ fn list(folder: &std::path::Path) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn without_sftp_comfyuis_own_routes_serve() {
-    let stage = stage(SandboxOptions { sftp: false, ..SandboxOptions::default() }).await;
+    let stage = Stage::with(SandboxOptions { sftp: false, ..SandboxOptions::default() }).await;
     let done = stage.run_with_photo().await;
     assert_eq!(done["status"], "completed", "{done:#}");
     assert!(warnings(&done).contains("uploaded through ComfyUI instead of SFTP"), "{}", warnings(&done));
@@ -163,7 +129,7 @@ async fn without_sftp_comfyuis_own_routes_serve() {
 
 #[tokio::test]
 async fn an_input_folder_that_takes_nothing_is_survived() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     stage.sandbox.faults().fail_writes(Some(WriteFault::PermissionDenied));
     let done = stage.run_with_photo().await;
     assert_eq!(done["status"], "completed", "{done:#}");
@@ -172,7 +138,7 @@ async fn an_input_folder_that_takes_nothing_is_survived() {
 
 #[tokio::test]
 async fn a_box_that_forbids_forwarding_is_told_apart() {
-    let stage = stage(SandboxOptions { forwarding: false, ..SandboxOptions::default() }).await;
+    let stage = Stage::with(SandboxOptions { forwarding: false, ..SandboxOptions::default() }).await;
     let (status, answer) = stage.service.client().execute(&stage.request(&graphs::preview(&tag()))).await;
     assert_eq!(status.as_u16(), 500, "{answer}");
     let message = answer["message"].as_str().unwrap();
@@ -184,7 +150,7 @@ async fn a_box_that_forbids_forwarding_is_told_apart() {
 #[tokio::test]
 async fn a_lost_answer_to_the_submission_does_not_run_the_prompt_twice() {
     for how in [LostAnswer::Cut, LostAnswer::Never] {
-        let stage = plain_stage().await;
+        let stage = Stage::new().await;
         stage.sandbox.faults().lose_submit_answers(2, how);
         // The run is over before it is looked for, or still on: both are found.
         for steps in [1, 200] {
@@ -197,7 +163,7 @@ async fn a_lost_answer_to_the_submission_does_not_run_the_prompt_twice() {
 
 #[tokio::test]
 async fn a_cut_connection_fails_nothing() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let hold = stage.sandbox.engine().hold_at_step("2", 5);
     let id = stage.start(&graphs::slow(&tag(), 10, 20)).await;
     hold.reached().await;
@@ -212,7 +178,7 @@ async fn a_cut_connection_fails_nothing() {
 
 #[tokio::test]
 async fn a_transfer_that_is_cut_in_the_middle_is_taken_up_again() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let report = json!({"images": [{"filename": "big.bin", "subfolder": "", "type": "output", "_size": 20_000_000}]});
     let hold = stage.sandbox.faults().hold_before_history();
     let id = stage.start(&reporting(&report)).await;
@@ -227,7 +193,7 @@ async fn a_transfer_that_is_cut_in_the_middle_is_taken_up_again() {
 
 #[tokio::test]
 async fn the_websocket_is_only_a_hint() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let faults = stage.sandbox.faults();
     faults.noise(true);
     faults.duplicate_messages(true);
@@ -248,7 +214,7 @@ async fn the_websocket_is_only_a_hint() {
 
 #[tokio::test]
 async fn a_comfyui_that_restarted_has_lost_the_prompt_and_that_is_said() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let hold = stage.sandbox.engine().hold_at_step("2", 2);
     let id = stage.start(&graphs::slow(&tag(), 500, 20)).await;
     hold.reached().await;
@@ -262,7 +228,7 @@ async fn a_comfyui_that_restarted_has_lost_the_prompt_and_that_is_said() {
 #[tokio::test]
 async fn what_stands_in_front_of_comfyui_is_named() {
     for (page, expected) in [(Page::Login, "HTML"), (Page::Unauthorized, "401"), (Page::Redirect, "redirect")] {
-        let stage = plain_stage().await;
+        let stage = Stage::new().await;
         stage.sandbox.faults().answer_with(Some(page));
         let failed = stage.run(&graphs::preview(&tag())).await;
         let message = failed["error_message"].as_str().unwrap();
@@ -292,7 +258,7 @@ async fn a_comfyui_on_its_usual_port_is_pointed_out() {
 
 #[tokio::test]
 async fn a_comfyui_that_is_still_starting_is_waited_for() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     stage.sandbox.engine().kill().await;
     let id = stage.start(&graphs::slow(&tag(), 1, 1)).await;
     let connecting = |progress: &Value| progress["phase"] == "connecting";
@@ -303,7 +269,7 @@ async fn a_comfyui_that_is_still_starting_is_waited_for() {
 
 #[tokio::test]
 async fn an_interrupt_that_gets_lost_is_repeated() {
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     stage.sandbox.faults().lose_interrupts(1);
     let hold = stage.sandbox.engine().hold_at_step("2", 2);
     let id = stage.start(&graphs::slow(&tag(), 5000, 20)).await;
@@ -323,7 +289,7 @@ async fn a_changed_host_key_is_refused_and_the_message_names_the_line() {
         return;
     }
     let mut sshd = Sshd::start(SshdOptions::default());
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let mut request = stage.request(&graphs::slow(&tag(), 1, 1));
     request["ssh_connection"] = json!(sshd.connection());
     let id = stage.service.client().accepted(&request).await;
@@ -345,7 +311,7 @@ async fn a_key_that_is_refused_is_listed() {
         return;
     }
     let (right, wrong) = (Sshd::start(SshdOptions::default()), Sshd::start(SshdOptions::default()));
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let mut request = stage.request(&graphs::slow(&tag(), 1, 1));
     let key = wrong.client_key();
     let right_key = right.client_key().display().to_string();
@@ -365,7 +331,7 @@ async fn many_workflows_share_two_ssh_connections() {
         return;
     }
     let sshd = Sshd::start(SshdOptions::default());
-    let stage = plain_stage().await;
+    let stage = Stage::new().await;
     let client = stage.service.client();
     let mut requests = Vec::new();
     for _ in 0..20 {

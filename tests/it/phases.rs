@@ -2,41 +2,18 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use comfy_remote::sandbox::{LostAnswer, Sandbox, SandboxOptions};
+use comfy_remote::sandbox::LostAnswer;
 use serde_json::{Value, json};
 
 use crate::{
     graphs::{self, tag},
-    support::service::Service,
+    sandbox_stage::{PATIENCE, Stage},
 };
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Takes seconds to move, also on loopback.
 const BIG: u64 = 60_000_000;
 
-struct Stage {
-    sandbox: Sandbox,
-    service: Service,
-}
-
 impl Stage {
-    async fn new() -> Self {
-        Self { sandbox: Sandbox::start(SandboxOptions::default()).await.unwrap(), service: Service::start(&[]) }
-    }
-
-    fn request(&self, graph: &Value) -> Value {
-        let file = self.service.folder().join(format!("{}.json", tag()));
-        fs::write(&file, graph.to_string()).unwrap();
-        json!({
-            "ssh_connection": self.sandbox.ssh_connection(),
-            "workflow_file": file,
-            "comfyui_port": self.sandbox.comfyui_port(),
-            "comfyui_input_dir": self.sandbox.input_dir(),
-            "comfyui_output_dir": self.sandbox.output_dir(),
-        })
-    }
-
     /// A workflow with an input that takes a while to upload.
     async fn start_with_big_input(&self) -> String {
         let input = self.service.folder().join("big.bin");
@@ -55,10 +32,6 @@ impl Stage {
 
     async fn in_phase(&self, id: &str, phase: &str) {
         self.service.client().wait_for(id, phase, PATIENCE, |progress| progress["phase"] == phase).await;
-    }
-
-    async fn completed(&self, id: &str) -> Value {
-        self.service.client().wait_for_status(id, "completed", PATIENCE).await
     }
 
     async fn cancelled(&self, id: &str) -> Value {

@@ -201,6 +201,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Box(BoxEvent::Over)),
         Just(reported("a.png")),
         Just(Event::Warned("careful".into())),
+        Just(Event::Connected),
+        Just(Event::Reconnecting { cause: "cut".into(), next_attempt: Some(at(99)) }),
         Just(Event::CancelRequested),
         Just(Event::Cancelled),
         node.clone().prop_map(|node| {

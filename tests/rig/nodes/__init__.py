@@ -26,14 +26,16 @@ class ImageNode:
     CATEGORY = "rig"
     REQUIRED = {}
     OPTIONAL = {}
+    HIDDEN = {}
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {
+        groups = {
             "required": {"image": ("IMAGE",), **cls.REQUIRED},
             "optional": cls.OPTIONAL,
-            "hidden": {"node": "UNIQUE_ID"},
+            "hidden": cls.HIDDEN,
         }
+        return {name: inputs for name, inputs in groups.items() if inputs}
 
 
 class RigSlowSteps(ImageNode):
@@ -41,9 +43,10 @@ class RigSlowSteps(ImageNode):
 
     REQUIRED = {"steps": number(20, 1, 100_000), "step_ms": number(100, 0, 600_000)}
     OPTIONAL = {"preview_every": number(0, 0, 100_000), "nonce": NONCE}
+    HIDDEN = {"unique_id": "UNIQUE_ID"}
 
-    def run(self, image, steps, step_ms, preview_every=0, nonce=0, node=None):
-        progress = ProgressBar(steps, node_id=node)
+    def run(self, image, steps, step_ms, preview_every=0, nonce=0, unique_id=None):
+        progress = ProgressBar(steps, node_id=unique_id)
         for step in range(1, steps + 1):
             throw_exception_if_processing_interrupted()
             time.sleep(step_ms / 1000)
@@ -64,7 +67,7 @@ class RigBlock(ImageNode):
     REQUIRED = {"ms": number(3_000, 0, 600_000)}
     OPTIONAL = {"nonce": NONCE}
 
-    def run(self, image, ms, nonce=0, node=None):
+    def run(self, image, ms, nonce=0):
         time.sleep(ms / 1000)
         return (image,)
 
@@ -74,7 +77,7 @@ class RigFail(ImageNode):
 
     OPTIONAL = {"message": ("STRING", {"default": "rig: forced failure"})}
 
-    def run(self, image, message="rig: forced failure", node=None):
+    def run(self, image, message="rig: forced failure"):
         raise RuntimeError(message)
 
 
@@ -83,9 +86,9 @@ class RigOOM(ImageNode):
 
     REQUIRED = {"kind": (["torch", "python"],)}
 
-    def run(self, image, kind, node=None):
+    def run(self, image, kind):
         if kind == "python":
-            raise MemoryError("rig: out of memory in Python")
+            raise MemoryError("rig: forced MemoryError")
         raise OOM_EXCEPTION("Allocation on device 0 would exceed allowed memory. (out of memory)")
 
 
