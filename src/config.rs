@@ -108,6 +108,7 @@ pub struct Defaults {
 pub struct Limits {
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
+    pub resubmit_lost: bool,
 }
 
 /// `[log]`
@@ -235,6 +236,7 @@ impl Config {
             execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
+            resubmit_lost: self.limits.resubmit_lost,
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),

@@ -22,6 +22,7 @@ use super::{
     Options, TunnelOutcome,
     ear::Ear,
     error::{StepError, tunnel_failure},
+    follow::Followed,
     link::{Link, SubscribeError},
     patience::Patience,
 };
@@ -35,7 +36,7 @@ use crate::{
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
 const COMFYUI_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A run starts over at most this often because its files are gone.
+/// A run starts over at most this often, because its files are gone or the box has forgotten it.
 const MAX_ATTEMPTS: u32 = 2;
 
 /// The task that runs one workflow.
@@ -154,14 +155,31 @@ impl Execution {
                     self.submit(link, &graph).await?;
                 }
                 self.stop_if_partly_refused(link).await?;
-                let ending = self.follow(link, ear).await?;
-                self.take_in_ending(link, ending).await?;
+                match self.follow(link, ear).await? {
+                    Followed::Ended(ending) => self.take_in_ending(link, *ending).await?,
+                    Followed::Lost(failure) => {
+                        self.run_lost_again(failure)?;
+                        continue;
+                    }
+                }
             }
             match self.collect_outputs(link).await? {
                 Collected::All => return Ok(()),
                 Collected::GoneFromCache => self.start_over(link).await?,
             }
         }
+    }
+
+    /// A prompt that the box certainly had and has forgotten may run once more, if the user wants that.
+    fn run_lost_again(&self, failure: Failure) -> Result<(), StepError> {
+        let state = self.state()?;
+        let wanted = self.options.resubmit_lost && state.submission == Submission::Accepted;
+        if !wanted || state.attempt >= MAX_ATTEMPTS {
+            return Err(StepError::Fatal(failure));
+        }
+        self.warn(format!("the workflow runs once more, since {}", failure.message));
+        self.apply(Event::AttemptStarted(PromptId::fresh()));
+        Ok(())
     }
 
     /// The first way to the box. Its failure is final, and known to whoever waits for the answer to execute.

@@ -41,8 +41,24 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const LISTEN_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
+/// A socket that has told nothing at all of a running prompt for this long is taken for deaf; another one is opened,
+/// which takes twice as long to come under suspicion.
+const UNTOLD: Duration = Duration::from_secs(5);
+
+/// A socket that did tell something, and then nothing for this long. Silence is normal while a model loads.
+const SILENCE: Duration = Duration::from_secs(120);
+
 /// How a run ended, as history tells it.
 pub(super) type Ending = HistoryEntry;
+
+/// What following a prompt came to.
+#[derive(Debug)]
+pub(super) enum Followed {
+    /// It is over.
+    Ended(Box<Ending>),
+    /// The box no longer knows it: what the workflow fails with, unless it may run again.
+    Lost(Failure),
+}
 
 /// What comes over the websocket.
 #[derive(Debug)]
@@ -53,6 +69,10 @@ struct Hearing {
     failure: Option<NodeFailure>,
     /// When to open another socket if there is none, and the pause after that.
     again: (Instant, Duration),
+    /// Whether the socket has told anything of the prompt, and when last; before that, since when it could have.
+    told: (bool, Instant),
+    /// How long a socket may tell nothing at all.
+    untold: Duration,
 }
 
 /// When the next look at queue and history is due, and what the last ones found.
@@ -66,16 +86,17 @@ struct Looks {
 
 impl Execution {
     /// Follows the prompt until history has it. `ear` is one that was open before the submission.
-    pub(super) async fn follow(&self, link: &Link, ear: Option<Ear>) -> Result<Ending, StepError> {
+    pub(super) async fn follow(&self, link: &Link, ear: Option<Ear>) -> Result<Followed, StepError> {
         let mut hearing = Hearing::new(ear, self.state()?.prompt_id.clone());
-        let ending = self.follow_hearing(link, &mut hearing).await;
-        if let Some(ear) = hearing.ear.take() {
-            ear.close().await;
-        }
-        ending.map(|ending| with_details(ending, hearing.failure))
+        let followed = self.follow_hearing(link, &mut hearing).await;
+        hearing.close().await;
+        Ok(match followed? {
+            Followed::Ended(ending) => Followed::Ended(Box::new(with_details(*ending, hearing.failure))),
+            lost @ Followed::Lost(_) => lost,
+        })
     }
 
-    async fn follow_hearing(&self, link: &Link, hearing: &mut Hearing) -> Result<Ending, StepError> {
+    async fn follow_hearing(&self, link: &Link, hearing: &mut Hearing) -> Result<Followed, StepError> {
         let mut looks = Looks::new();
         loop {
             tokio::select! {
@@ -87,8 +108,8 @@ impl Execution {
                     }
                 },
                 () = sleep_until(looks.next.into()) => {
-                    if let Some(ending) = self.look(link, &mut looks, hearing).await? {
-                        return Ok(ending);
+                    if let Some(followed) = self.look(link, &mut looks, hearing).await? {
+                        return Ok(followed);
                     }
                     self.good_looks.fetch_add(1, Ordering::Relaxed);
                     self.stop_if_partly_refused(link).await?;
@@ -103,6 +124,9 @@ impl Execution {
 
     fn take_in(&self, hearing: &mut Hearing, looks: &mut Looks, message: &SocketMessage) -> Result<(), StepError> {
         let decoded = hearing.decoder.decode(message);
+        if !decoded.events.is_empty() {
+            hearing.told = (true, Instant::now());
+        }
         hearing.failure = decoded.failure.or(hearing.failure.take());
         for event in decoded.events {
             if event == BoxEvent::Over {
@@ -118,8 +142,13 @@ impl Execution {
 
     async fn hear_again(&self, link: &Link, hearing: &mut Hearing) -> Result<(), StepError> {
         if let Some(ear) = self.listen(link).await? {
-            hearing.decoder = Decoder::new(self.state()?.prompt_id.clone());
+            let state = self.state()?;
+            hearing.decoder = Decoder::new(state.prompt_id.clone());
+            if state.phase() == Some(Phase::Running) {
+                hearing.decoder.set_running();
+            }
             hearing.ear = Some(ear);
+            hearing.told = (false, Instant::now());
         }
         let pause = hearing.again.1;
         hearing.again = (Instant::now() + pause, (pause * 2).min(LISTEN_AGAIN_AT_MOST));
@@ -127,7 +156,7 @@ impl Execution {
     }
 
     /// Reads queue, then history. `None` while the prompt is not over.
-    async fn look(&self, link: &Link, looks: &mut Looks, hearing: &mut Hearing) -> Result<Option<Ending>, StepError> {
+    async fn look(&self, link: &Link, looks: &mut Looks, hearing: &mut Hearing) -> Result<Option<Followed>, StepError> {
         let state = self.state()?;
         looks.plan_next();
         let queue = match link.client.queue().await {
@@ -140,17 +169,18 @@ impl Execution {
             && self.look_at_queue(queue, &state, hearing)
         {
             looks.found();
+            if hearing.is_deaf(state.phase()) {
+                tracing::info!("the websocket tells nothing of a running prompt; opening another");
+                hearing.close().await;
+            }
             return Ok(None);
         }
         if let Some((id, ending)) = link.client.find_in_history(&state.prompt_id, &state.id).await? {
             self.note_found(&state, id, ending.targets.as_deref(), hearing);
             self.stop_if_partly_refused(link).await?;
-            return Ok(Some(ending));
+            return Ok(Some(Followed::Ended(Box::new(ending))));
         }
-        if queue.is_some() && looks.is_lost() {
-            return Err(StepError::Fatal(lost(&state)));
-        }
-        Ok(None)
+        Ok((queue.is_some() && looks.is_lost()).then(|| Followed::Lost(lost(&state))))
     }
 
     /// Whether the prompt is in ComfyUI's line or runs.
@@ -185,7 +215,41 @@ impl Execution {
 
 impl Hearing {
     fn new(ear: Option<Ear>, prompt: PromptId) -> Self {
-        Self { ear, decoder: Decoder::new(prompt), failure: None, again: (Instant::now(), LISTEN_AGAIN) }
+        let now = Instant::now();
+        Self {
+            ear,
+            decoder: Decoder::new(prompt),
+            failure: None,
+            again: (now, LISTEN_AGAIN),
+            told: (false, now),
+            untold: UNTOLD,
+        }
+    }
+
+    /// Whether the socket should be replaced, now that the queue shows the prompt running. `phase` is what was known
+    /// before that.
+    fn is_deaf(&mut self, phase: Option<Phase>) -> bool {
+        if self.ear.is_none() {
+            return false;
+        }
+        if phase < Some(Phase::Running) {
+            self.told.1 = Instant::now();
+            return false;
+        }
+        match self.told {
+            (true, heard) => heard.elapsed() >= SILENCE,
+            (false, since) if since.elapsed() >= self.untold => {
+                self.untold *= 2;
+                true
+            }
+            (false, _) => false,
+        }
+    }
+
+    async fn close(&mut self) {
+        if let Some(ear) = self.ear.take() {
+            ear.close().await;
+        }
     }
 }
 

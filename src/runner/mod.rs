@@ -56,6 +56,8 @@ pub struct Options {
     pub unreachable_limit: Duration,
     /// The same before anything was submitted.
     pub unreachable_before_submit: Duration,
+    /// Whether a prompt that the box has forgotten runs once more.
+    pub resubmit_lost: bool,
     /// For what a request leaves out.
     pub defaults: Defaults,
 }

@@ -226,6 +226,47 @@ async fn a_comfyui_that_restarted_has_lost_the_prompt_and_that_is_said() {
 }
 
 #[tokio::test]
+async fn a_lost_prompt_runs_once_more_if_so_wished() {
+    let mut stage = Stage::new().await;
+    stage.service.terminate(Duration::from_secs(10));
+    stage.service.configure(&[("limits.resubmit_lost", true.into())]);
+    stage.service.launch();
+    let hold = stage.sandbox.engine().hold_at_step("2", 2);
+    let id = stage.start(&graphs::slow(&tag(), 20, 20)).await;
+    hold.reached().await;
+    let first = stage.service.client().progress(&id).await;
+    stage.sandbox.engine().restart().await.unwrap();
+    let done = stage.completed(&id).await;
+    assert_eq!(done["attempt"], 2);
+    assert_ne!(done["prompt_id"], first["prompt_id"]);
+    assert!(warnings(&done).contains("runs once more"), "{}", warnings(&done));
+}
+
+#[tokio::test]
+async fn a_deaf_socket_is_noticed_and_replaced() {
+    let stage = Stage::new().await;
+    let before = stage.sandbox.engine().hold_at_step("2", 1);
+    let foreign = stage.start(&graphs::slow(&tag(), 2, 1)).await;
+    before.reached().await;
+    // Its socket is open, and tells nothing of the run that begins.
+    let id = stage.start(&graphs::slow(&tag(), 3000, 10)).await;
+    let queued = |progress: &Value| progress["queue_position"] == 1;
+    stage.service.client().wait_for(&id, "its place in line", PATIENCE, queued).await;
+    stage.sandbox.faults().deafen(true);
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    before.release();
+    hold.reached().await;
+    stage.service.client().wait_for(&id, "the run", PATIENCE, |progress| progress["status"] == "executing").await;
+    stage.sandbox.faults().deafen(false);
+    // Nothing is said while the node is held, except to a socket that is new: which node runs.
+    let known = |progress: &Value| progress["current_node_id"] == "2";
+    stage.service.client().wait_for(&id, "the node, over a new socket", PATIENCE, known).await;
+    drop(hold);
+    stage.service.client().cancel(&id).await;
+    stage.completed(&foreign).await;
+}
+
+#[tokio::test]
 async fn what_stands_in_front_of_comfyui_is_named() {
     for (page, expected) in [(Page::Login, "HTML"), (Page::Unauthorized, "401"), (Page::Redirect, "redirect")] {
         let stage = Stage::new().await;
