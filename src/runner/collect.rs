@@ -63,26 +63,30 @@ struct Ways {
 }
 
 impl Execution {
-    /// Takes in how the run ended. After a failed run, what its finished nodes left comes here first, and then the
-    /// failure is returned.
-    pub(super) async fn take_in_ending(&self, link: &Link, ending: Ending) -> Result<(), StepError> {
+    /// Takes in how the run ended, and returns what the workflow fails with if it failed.
+    pub(super) fn take_in_ending(&self, ending: Ending) -> Option<Failure> {
         let failure = failure_of(&ending);
         // Of a run that was over before anybody looked, only history tells that it ran.
         self.apply(Event::Box(BoxEvent::Started));
         self.apply(Event::Box(BoxEvent::Cached(ending.cached)));
         self.apply(Event::Reported(ending.outputs));
-        let Some(failure) = failure else {
+        if failure.is_none() {
+            // Only now that all outputs are listed: from here on, the list is what is still to come.
             self.apply(Event::Entered(Phase::Downloading));
-            return Ok(());
-        };
+        }
+        failure
+    }
+
+    /// After a failed run: brings here what its finished nodes left, and returns how the step ends.
+    pub(super) async fn keep_what_ran(&self, link: &Link, failure: Failure) -> StepError {
         match self.fetch_missing(link).await {
-            Err(error @ (StepError::LinkLost(_) | StepError::Trouble(_))) => return Err(error),
+            Err(error @ (StepError::LinkLost(_) | StepError::Trouble(_))) => return error,
             Err(StepError::Fatal(other)) => {
                 self.warn(format!("an output of the failed run could not be fetched: {}", other.message));
             }
             Ok(_) => {}
         }
-        Err(StepError::Fatal(failure))
+        StepError::Fatal(failure)
     }
 
     /// Brings every output of a successful run here.
@@ -122,6 +126,20 @@ impl Execution {
         match failed {
             Some(error) => Err(error),
             None => Ok(gone),
+        }
+    }
+
+    /// Brings one file here while the run goes on. What does not work now is left to the end of the run.
+    pub(super) async fn fetch_early(&self, link: &Link, output: Output) {
+        let ways = Ways { link_transfer: OnceCell::new(), is_said: AtomicBool::new(false) };
+        match self.try_fetch(link, &output, &ways).await {
+            Ok(Fetched::Stored(local_path, size)) => {
+                tracing::info!(file = output.remote.filename, "fetched while the run goes on");
+                self.apply(Event::Stored { node: output.node_id, file: output.remote, local_path, size });
+            }
+            Ok(Fetched::Gone) | Err(_) => {
+                tracing::debug!(file = output.remote.filename, "not fetched yet");
+            }
         }
     }
 

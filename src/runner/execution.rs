@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Options, TunnelOutcome,
     ear::Ear,
+    early::EarlyFetches,
     error::{StepError, tunnel_failure},
     follow::Followed,
     link::{Link, SubscribeError},
@@ -155,8 +156,15 @@ impl Execution {
                     self.submit(link, &graph).await?;
                 }
                 self.stop_if_partly_refused(link).await?;
-                match self.follow(link, ear).await? {
-                    Followed::Ended(ending) => self.take_in_ending(link, *ending).await?,
+                let mut early = EarlyFetches::new(self, link);
+                match self.follow(link, ear, &mut early).await? {
+                    Followed::Ended(ending) => {
+                        let failure = self.take_in_ending(*ending);
+                        early.finish().await;
+                        if let Some(failure) = failure {
+                            return Err(self.keep_what_ran(link, failure).await);
+                        }
+                    }
                     Followed::Lost(failure) => {
                         self.run_lost_again(failure)?;
                         continue;

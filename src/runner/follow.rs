@@ -10,7 +10,9 @@ use std::{
 
 use tokio::time::sleep_until;
 
-use super::{ear::Ear, error::StepError, execution::Execution, link::Link, submit::missing_outputs};
+use super::{
+    ear::Ear, early::EarlyFetches, error::StepError, execution::Execution, link::Link, submit::missing_outputs,
+};
 use crate::{
     comfy::{ComfyError, Decoder, HistoryEntry, NodeFailure, Outcome, Place, Queue, SocketMessage},
     workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, NodeId, Phase, PromptId, Submission, WorkflowState},
@@ -86,9 +88,15 @@ struct Looks {
 
 impl Execution {
     /// Follows the prompt until history has it. `ear` is one that was open before the submission.
-    pub(super) async fn follow(&self, link: &Link, ear: Option<Ear>) -> Result<Followed, StepError> {
+    /// Outputs that nodes report meanwhile begin to come here through `early`.
+    pub(super) async fn follow(
+        &self,
+        link: &Link,
+        ear: Option<Ear>,
+        early: &mut EarlyFetches<'_>,
+    ) -> Result<Followed, StepError> {
         let mut hearing = Hearing::new(ear, self.state()?.prompt_id.clone());
-        let followed = self.follow_hearing(link, &mut hearing).await;
+        let followed = self.follow_hearing(link, &mut hearing, early).await;
         hearing.close().await;
         Ok(match followed? {
             Followed::Ended(ending) => Followed::Ended(Box::new(with_details(*ending, hearing.failure))),
@@ -96,12 +104,21 @@ impl Execution {
         })
     }
 
-    async fn follow_hearing(&self, link: &Link, hearing: &mut Hearing) -> Result<Followed, StepError> {
+    async fn follow_hearing(
+        &self,
+        link: &Link,
+        hearing: &mut Hearing,
+        early: &mut EarlyFetches<'_>,
+    ) -> Result<Followed, StepError> {
         let mut looks = Looks::new();
         loop {
             tokio::select! {
                 message = next_message(&mut hearing.ear) => match message {
-                    Some(message) => self.take_in(hearing, &mut looks, &message)?,
+                    Some(message) => {
+                        if self.take_in(hearing, &mut looks, &message)? {
+                            early.take_up(&*self.state()?);
+                        }
+                    }
                     None => {
                         hearing.ear = None;
                         looks.soon();
@@ -117,17 +134,20 @@ impl Execution {
                         self.hear_again(link, hearing).await?;
                     }
                 }
+                () = early.next() => {}
                 () = link.lost() => return Err(StepError::connection_lost()),
             }
         }
     }
 
-    fn take_in(&self, hearing: &mut Hearing, looks: &mut Looks, message: &SocketMessage) -> Result<(), StepError> {
+    /// Takes in one message, and says whether a node reported results.
+    fn take_in(&self, hearing: &mut Hearing, looks: &mut Looks, message: &SocketMessage) -> Result<bool, StepError> {
         let decoded = hearing.decoder.decode(message);
         if !decoded.events.is_empty() {
             hearing.told = (true, Instant::now());
         }
         hearing.failure = decoded.failure.or(hearing.failure.take());
+        let has_results = decoded.events.iter().any(|event| matches!(event, BoxEvent::NodeOutput { .. }));
         for event in decoded.events {
             if event == BoxEvent::Over {
                 looks.soon();
@@ -137,7 +157,7 @@ impl Execution {
         if decoded.queue_changed && self.state()?.phase() <= Some(Phase::Queued) {
             looks.within(LINE_MOVED);
         }
-        Ok(())
+        Ok(has_results)
     }
 
     async fn hear_again(&self, link: &Link, hearing: &mut Hearing) -> Result<(), StepError> {

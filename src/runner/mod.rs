@@ -8,6 +8,7 @@ mod admission;
 mod collect;
 mod digest;
 mod ear;
+mod early;
 mod error;
 mod execution;
 mod follow;

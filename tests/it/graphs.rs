@@ -32,6 +32,16 @@ pub(crate) fn slow(tag: &str, steps: u32, step_ms: u32) -> Value {
     })
 }
 
+/// Saves one picture at once, and another after a minute.
+pub(crate) fn early(tag: &str) -> Value {
+    let mut graph = slow(tag, 600, 100);
+    graph["4"] = json!({
+        "class_type": "SaveImage",
+        "inputs": {"images": ["1", 0], "filename_prefix": format!("{tag}_early")},
+    });
+    graph
+}
+
 /// Saves one picture, then fails in the middle.
 pub(crate) fn fail(tag: &str) -> Value {
     json!({

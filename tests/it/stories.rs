@@ -49,6 +49,7 @@ told_on_every_far_end! {
     the_service_is_killed_mid_run_and_goes_on
     a_stopped_service_leaves_the_run_alone
     wrong_folders_are_survived_through_comfyuis_own_routes
+    an_output_is_here_before_the_run_is_over
 }
 
 /// Only a real ComfyUI makes these.
@@ -472,4 +473,18 @@ async fn wrong_folders_are_survived_through_comfyuis_own_routes(stage: Stage) {
     assert!(warnings.iter().any(|text| text.contains("uploaded through ComfyUI")), "{warnings:?}");
     assert!(warnings.iter().any(|text| text.contains("downloaded through ComfyUI")), "{warnings:?}");
     assert_eq!(fs::read_dir(&wrong).unwrap().count(), 0, "nothing stays in the wrong folder");
+}
+
+async fn an_output_is_here_before_the_run_is_over(stage: Stage) {
+    let id = stage.start(&graphs::early(&tag())).await;
+    let early = |progress: &Value| {
+        let outputs = progress["outputs"].as_array().unwrap();
+        progress["status"] == "executing" && outputs.iter().any(|output| output["downloaded"] == true)
+    };
+    let running = stage.client().wait_for(&id, "the first output", PATIENCE, early).await;
+    assert_eq!(running["current_node"], "RigSlowSteps");
+    let first = files(&running);
+    stage.client().cancel(&id).await;
+    let cancelled = stage.client().wait_for_status(&id, "cancelled", PATIENCE).await;
+    assert_eq!(files(&cancelled), first, "what is here stays, and is listed");
 }
