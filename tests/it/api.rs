@@ -10,10 +10,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{
-    client::{ApiClient, answer},
-    free_port,
-    service::Service,
+use crate::{
+    loopback::Deaf,
+    support::{
+        client::{ApiClient, answer},
+        service::Service,
+    },
 };
 
 const ROUTES: [(&str, &str); 6] = [
@@ -133,7 +135,8 @@ fn with(body: &Value, field: &str, value: Value) -> Value {
 #[tokio::test]
 async fn a_tunnel_that_fails_is_a_500_and_on_record() {
     let service = Service::start(&[]);
-    let port = free_port();
+    let deaf = Deaf::new();
+    let port = deaf.port;
     let body =
         json!({"ssh_connection": format!("ssh -p {port} root@127.0.0.1"), "workflow_file": workflow_file(&service)});
     let (status, refusal) = service.client().execute(&body).await;
@@ -185,7 +188,8 @@ async fn what_is_found_instead_of_comfyui_is_said() {
         let id = service.client().accepted(&body(port)).await;
         service.client().wait_for_end(&id, Duration::from_secs(60)).await
     };
-    let closed = free_port();
+    let deaf = Deaf::new();
+    let closed = deaf.port;
     let failed = ended(closed).await;
     let text = failed["error_message"].as_str().unwrap();
     assert!(text.starts_with(&format!("could not reach ComfyUI on port {closed}")), "{text}");

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     graphs::{self, tag},
+    loopback::Deaf,
     sandbox_stage::{PATIENCE, Stage},
     support::{
         service::Service,
@@ -287,7 +288,8 @@ async fn a_comfyui_on_its_usual_port_is_pointed_out() {
     };
     let stage = Stage { sandbox, service: Service::start(&[]) };
     let mut request = stage.request(&graphs::preview(&tag()));
-    let closed = crate::support::free_port();
+    let deaf = Deaf::new();
+    let closed = deaf.port;
     request["comfyui_port"] = json!(closed);
     let id = stage.service.client().accepted(&request).await;
     let failed = stage.service.client().wait_for_end(&id, PATIENCE).await;

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     graphs::{self, tag},
+    loopback::Deaf,
     sandbox_stage::{PATIENCE, Stage},
-    support::{client::answer, free_port},
+    support::client::answer,
 };
 
 const EXECUTE: &str = "/comfyui/workflow/execute";
@@ -52,7 +53,8 @@ async fn a_request_with_a_key_is_carried_out_once_also_across_a_restart() {
 async fn a_repeat_gets_the_error_that_the_first_one_got_and_refusals_are_forgotten() {
     let stage = Stage::new().await;
     let mut body = stage.request(&graphs::slow(&tag(), 1, 1));
-    body["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", free_port()));
+    let deaf = Deaf::new();
+    body["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", deaf.port));
     let first = answer(stage.execute_as("k", &body)).await;
     assert_eq!(first.0, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(answer(stage.execute_as("k", &body)).await, first);

@@ -44,7 +44,8 @@ pub(crate) fn skip(part: &str, reason: &str) {
     }
 }
 
-/// A port on which nothing listens at the moment. Somebody else may take it before its user does: try again then.
+/// A port on which nothing listens at the moment, for a server that is started on it at once. Somebody else may take it
+/// before: try again then. For a port that stays closed, take `loopback::Deaf`.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind a port on 127.0.0.1");
     listener.local_addr().expect("address of a bound listener").port()
