@@ -4,6 +4,7 @@
 //! ports ([`ssh`](crate::ssh), [`comfy`](crate::comfy), [`store`](crate::store)) and the
 //! [`runner`](crate::runner) build on it; it knows none of them.
 
+pub mod connection;
 pub mod event;
 pub mod failure;
 pub mod graph;
@@ -14,11 +15,12 @@ pub mod output;
 pub mod request;
 pub mod state;
 
+pub use connection::{Connection, ConnectionState};
 pub use event::{BoxEvent, Event};
 pub use failure::{ErrorCode, ErrorDetail, Failure};
 pub use graph::{Graph, GraphError, Node};
 pub use id::{ClientId, NodeId, PromptId, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
-pub use request::Request;
-pub use state::{Connection, ConnectionState, Idempotency, Lifecycle, Phase, Status, Submission, WorkflowState};
+pub use request::{Idempotency, Request};
+pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -24,3 +24,14 @@ pub struct Request {
     /// ComfyUI's output folder on the box.
     pub comfyui_output_dir: String,
 }
+
+/// A request that must not be carried out twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The caller's name for it.
+    pub key: String,
+    /// SHA-256 of what was asked for, in hex digits: the same name with another request is a mistake.
+    pub fingerprint: String,
+    /// Why the tunnel failed while the caller waited: the answer was an error then.
+    pub tunnel_error: Option<String>,
+}

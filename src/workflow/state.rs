@@ -10,13 +10,14 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    connection::Connection,
     event::{BoxEvent, Event},
     failure::Failure,
     graph::Graph,
     id::{ClientId, NodeId, PromptId, WorkflowId},
     node::{NodeState, NodeStatus},
     output::{NodeOutput, Output, RemoteFile},
-    request::Request,
+    request::{Idempotency, Request},
 };
 
 /// Warnings beyond this many are dropped.
@@ -80,40 +81,6 @@ pub enum Submission {
     Unclear,
     /// The box took it.
     Accepted,
-}
-
-/// How the way to the box is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Connection {
-    /// Whether it stands.
-    pub state: ConnectionState,
-    /// Since when it is so.
-    pub since: DateTime<Utc>,
-    /// Why it does not stand.
-    pub cause: Option<String>,
-    /// When the next try is due.
-    pub next_attempt: Option<DateTime<Utc>>,
-}
-
-/// The two states of the way to the box.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConnectionState {
-    /// It stands.
-    Connected,
-    /// It was lost, and is tried again.
-    Reconnecting,
-}
-
-/// A request that must not be carried out twice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Idempotency {
-    /// The caller's name for it.
-    pub key: String,
-    /// SHA-256 of what was asked for, in hex digits: the same name with another request is a mistake.
-    pub fingerprint: String,
-    /// Why the tunnel failed while the caller waited: the answer was an error then.
-    pub tunnel_error: Option<String>,
 }
 
 /// Everything that readers can know about a workflow.
@@ -292,9 +259,9 @@ impl WorkflowState {
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
             Event::AnsweredWithError(_) => false,
-            Event::Connected => self.set_connection(ConnectionState::Connected, at, None, None),
+            Event::Connected => self.connect(Connection::connected(at)),
             Event::Reconnecting { cause, next_attempt } => {
-                self.set_connection(ConnectionState::Reconnecting, at, Some(cause), next_attempt)
+                self.connect(Connection::reconnecting(at, cause, next_attempt))
             }
             Event::CancelRequested => replace(&mut self.cancel_requested, true),
             // What was cancelled in time ends cancelled, also if the run ends by itself at that very moment.
@@ -445,15 +412,9 @@ impl WorkflowState {
         true
     }
 
-    fn set_connection(
-        &mut self,
-        state: ConnectionState,
-        at: DateTime<Utc>,
-        cause: Option<String>,
-        next_attempt: Option<DateTime<Utc>>,
-    ) -> bool {
-        let since = self.connection.as_ref().filter(|known| known.state == state).map_or(at, |known| known.since);
-        replace(&mut self.connection, Some(Connection { state, since, cause, next_attempt }))
+    fn connect(&mut self, now: Connection) -> bool {
+        let now = now.following(self.connection.as_ref());
+        replace(&mut self.connection, Some(now))
     }
 
     fn warn(&mut self, text: String) -> bool {
