@@ -108,6 +108,7 @@ pub struct Defaults {
 pub struct Limits {
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
+    pub stalled_after_s: u64,
     pub resubmit_lost: bool,
 }
 
@@ -183,6 +184,7 @@ impl Config {
             ("ssh.connect_timeout_s", self.ssh.connect_timeout_s),
             ("ssh.connect_attempts", u64::from(self.ssh.connect_attempts)),
             ("ssh.keepalive_s", self.ssh.keepalive_s),
+            ("limits.stalled_after_s", self.limits.stalled_after_s),
             ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
         ];
         let set = [
@@ -236,6 +238,7 @@ impl Config {
             execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
+            stalled_after: Duration::from_secs(self.limits.stalled_after_s),
             resubmit_lost: self.limits.resubmit_lost,
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,

@@ -169,6 +169,10 @@ impl Execution {
                         self.run_lost_again(failure)?;
                         continue;
                     }
+                    Followed::NotTaken => {
+                        self.send_again()?;
+                        continue;
+                    }
                 }
             }
             match self.collect_outputs(link).await? {
@@ -220,7 +224,7 @@ impl Execution {
                     self.apply(Event::Connected);
                     return Ok(link);
                 }
-                Err(message) => message,
+                Err(failure) => failure.message,
             };
             if link.is_lost() {
                 let cause = StepError::connection_lost().into_failure();
@@ -255,12 +259,15 @@ impl Execution {
                         self.apply(Event::Connected);
                         return Ok(link);
                     }
-                    Err(message) => Failure::new(ErrorCode::ComfyuiUnreachable, message),
+                    Err(failure) => failure,
                 },
                 Err(error) if self.is_final(&error) => return Err(tunnel_failure(&error)),
                 Err(error) => tunnel_failure(&error),
             };
             tracing::debug!(message = last.message, "still out of reach");
+            if last.code == ErrorCode::Wedged {
+                self.report_stall(patience.lasted()).map_err(StepError::into_failure)?;
+            }
         }
     }
 

@@ -12,7 +12,9 @@ mod early;
 mod error;
 mod execution;
 mod follow;
+mod hearing;
 mod link;
+mod looks;
 mod output_folder;
 mod patience;
 mod stop;
@@ -57,6 +59,8 @@ pub struct Options {
     pub unreachable_limit: Duration,
     /// The same before anything was submitted.
     pub unreachable_before_submit: Duration,
+    /// After which time without any sign of progress a run is said to be stalled.
+    pub stalled_after: Duration,
     /// Whether a prompt that the box has forgotten runs once more.
     pub resubmit_lost: bool,
     /// For what a request leaves out.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// The first pause between two tries; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest such pause. Short enough that a box that is back is noticed well within half a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// One spell of trouble: since when, and how long the next pause is.
 #[derive(Debug)]
@@ -19,6 +19,11 @@ impl Patience {
     /// The trouble begins with the first try.
     pub(super) fn new() -> Self {
         Self { since: None, next: FIRST_PAUSE }
+    }
+
+    /// How long the trouble has lasted.
+    pub(super) fn lasted(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Waits until the next try is due; the first is due at once. `false` when the trouble has lasted for `limit`.
