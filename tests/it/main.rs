@@ -12,6 +12,7 @@ mod docs;
 mod far_end;
 mod graphs;
 mod layers;
+mod line;
 mod loopback;
 mod odd_boxes;
 mod once;
