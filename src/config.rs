@@ -109,6 +109,7 @@ pub struct Limits {
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
     pub resubmit_lost: bool,
+    pub min_free_bytes: u64,
 }
 
 /// `[log]`
@@ -237,6 +238,7 @@ impl Config {
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
             resubmit_lost: self.limits.resubmit_lost,
+            min_free_bytes: self.limits.min_free_bytes,
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),

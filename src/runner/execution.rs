@@ -25,6 +25,7 @@ use super::{
     error::{StepError, tunnel_failure},
     follow::Followed,
     link::{Link, SubscribeError},
+    part::Parts,
     patience::Patience,
 };
 use crate::{
@@ -53,6 +54,8 @@ pub(super) struct Execution {
     pub(super) credential_key: Mutex<Option<String>>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
     pub(super) good_looks: AtomicU64,
+    /// Outputs on their way here.
+    pub(super) parts: Parts,
 }
 
 /// Whether the outputs of a run are all here.
@@ -72,6 +75,8 @@ impl Execution {
             tracing::error!("the execution panicked");
             Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more"))
         });
+        // A final status promises that nothing half-done is left here.
+        self.remove_parts().await;
         self.finish(event).await;
         self.remove_partial_upload().await;
     }
@@ -150,6 +155,7 @@ impl Execution {
                 let mut ear = None;
                 if state.submission == Submission::None {
                     let definitions = self.plan(link).await?;
+                    self.check_room(link).await?;
                     let graph = self.upload_inputs(link, definitions.as_ref()).await?;
                     // Before the submission, so that no message is missed.
                     ear = self.listen(link).await?;

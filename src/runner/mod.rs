@@ -7,13 +7,17 @@
 mod admission;
 mod collect;
 mod digest;
+mod disk;
 mod ear;
 mod early;
 mod error;
 mod execution;
+mod fetch;
 mod follow;
+mod later;
 mod link;
 mod output_folder;
+mod part;
 mod patience;
 mod stop;
 mod submit;
@@ -34,6 +38,8 @@ use tracing::Instrument;
 pub use admission::{Defaults, ExecuteRequest};
 pub use error::ExecuteError;
 use execution::Execution;
+use later::Later;
+use part::Parts;
 use turns::Turns;
 
 use crate::{
@@ -59,6 +65,8 @@ pub struct Options {
     pub unreachable_before_submit: Duration,
     /// Whether a prompt that the box has forgotten runs once more.
     pub resubmit_lost: bool,
+    /// Bytes that must be free, here and on the box, before something runs; 0 turns the look off.
+    pub min_free_bytes: u64,
     /// For what a request leaves out.
     pub defaults: Defaults,
 }
@@ -88,6 +96,7 @@ struct Inner {
     executions: TaskTracker,
     running: Mutex<HashMap<WorkflowId, CancellationToken>>,
     turns: Turns,
+    later: Later,
     shutdown: CancellationToken,
 }
 
@@ -104,6 +113,7 @@ impl Runner {
             executions: TaskTracker::new(),
             running: Mutex::new(HashMap::new()),
             turns: Turns::default(),
+            later: Later::default(),
             shutdown: CancellationToken::new(),
         };
         let runner = Self { inner: Arc::new(inner) };
@@ -153,7 +163,8 @@ impl Runner {
             return Err(ExecuteError::StillActive(id.clone()));
         }
         let graph = self.inner.store.graph(id).await.map_err(ExecuteError::NotRecorded)?;
-        let mut admitted = admission::check_again(state.request.clone(), graph).await?;
+        let least = self.inner.options.min_free_bytes;
+        let mut admitted = admission::check_again(state.request.clone(), graph, least).await?;
         admitted.retry_of = Some(id.clone());
         self.start_admitted(admitted).await
     }
@@ -164,7 +175,7 @@ impl Runner {
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Started, ExecuteError> {
-        let mut admitted = admission::check(request, &self.inner.options.defaults).await?;
+        let mut admitted = admission::check(request, &self.inner.options).await?;
         admitted.warnings.splice(0..0, warnings);
         admitted.idempotency = idempotency;
         self.start_admitted(admitted).await
@@ -252,15 +263,7 @@ impl Runner {
             cancel.cancel();
         }
         let (tunnel, outcome) = watch::channel(None);
-        let execution = Execution {
-            id: id.clone(),
-            store: self.inner.store.clone(),
-            pool: self.inner.pool.clone(),
-            options: self.inner.options.clone(),
-            tunnel,
-            credential_key: Mutex::new(None),
-            good_looks: AtomicU64::new(0),
-        };
+        let execution = self.execution(id, tunnel);
         let (runner, id) = (self.clone(), id.clone());
         let span = tracing::info_span!("execution", workflow.id = %id);
         let task = async move {
@@ -272,6 +275,19 @@ impl Runner {
         };
         self.inner.executions.spawn(task.instrument(span));
         outcome
+    }
+
+    fn execution(&self, id: &WorkflowId, tunnel: watch::Sender<TunnelOutcome>) -> Execution {
+        Execution {
+            id: id.clone(),
+            store: self.inner.store.clone(),
+            pool: self.inner.pool.clone(),
+            options: self.inner.options.clone(),
+            tunnel,
+            credential_key: Mutex::new(None),
+            good_looks: AtomicU64::new(0),
+            parts: Parts::of(id.clone()),
+        }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, CancellationToken>> {

@@ -34,7 +34,7 @@ async fn large_files_arrive_whole_in_both_directions() {
     let transfer = within(session.transfer()).await.unwrap();
     let part = place.remote("large.part");
     let remote = place.remote("large here \u{e4}");
-    assert_eq!(within(transfer.upload(&place.path("large"), &part)).await.unwrap(), 20_000_000);
+    assert_eq!(within(transfer.upload(&place.path("large"), &part, 0)).await.unwrap(), 20_000_000);
     within(transfer.rename(&part, &remote)).await.unwrap();
     assert_eq!(within(transfer.stat(&part)).await.unwrap(), None);
     let modified = fs::metadata(&remote).unwrap().modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
@@ -43,10 +43,10 @@ async fn large_files_arrive_whole_in_both_directions() {
     assert_eq!(within(transfer.stat(&remote)).await.unwrap(), Some(expected));
     assert_eq!(within(transfer.sha256(&remote)).await.unwrap(), <[u8; 32]>::from(Sha256::digest(&content)));
     let mut back = Vec::new();
-    assert_eq!(within(transfer.download(&remote, &mut back, 20_000_000)).await.unwrap(), 20_000_000);
+    assert_eq!(within(transfer.download(&remote, 0, &mut back, 20_000_000)).await.unwrap(), 20_000_000);
     assert!(back == content);
     let mut back = Vec::new();
-    let error = within(transfer.download(&remote, &mut back, 19_999_999)).await.unwrap_err();
+    let error = within(transfer.download(&remote, 0, &mut back, 19_999_999)).await.unwrap_err();
     assert!(matches!(error, TransferError::TooLarge { limit: 19_999_999, .. }), "{error:?}");
     assert!(back.len() <= 19_999_999);
     within(transfer.remove(&remote)).await.unwrap();
@@ -69,9 +69,9 @@ async fn many_small_files_pass_side_by_side() {
             fs::write(&local, &content).unwrap();
             let remote = folder.join(format!("in/{number}")).to_str().unwrap().to_owned();
             let transfer = session.transfer().await.unwrap();
-            assert_eq!(transfer.upload(&local, &remote).await.unwrap(), content.len() as u64);
+            assert_eq!(transfer.upload(&local, &remote, 0).await.unwrap(), content.len() as u64);
             let mut back = Vec::new();
-            transfer.download(&remote, &mut back, 1 << 20).await.unwrap();
+            transfer.download(&remote, 0, &mut back, 1 << 20).await.unwrap();
             assert_eq!(back, content);
         })
     });
@@ -107,19 +107,19 @@ async fn nothing_is_ever_overwritten_and_failures_are_told_apart() {
     fs::write(place.path("one"), "one").unwrap();
     fs::write(place.path("two"), "two").unwrap();
 
-    let error = within(transfer.upload(&place.path("one"), &path("two"))).await.unwrap_err();
+    let error = within(transfer.upload(&place.path("one"), &path("two"), 0)).await.unwrap_err();
     assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
     let error = within(transfer.rename(&path("one"), &path("two"))).await.unwrap_err();
     assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
     assert_eq!(fs::read_to_string(place.path("two")).unwrap(), "two");
     assert_eq!(fs::read_to_string(place.path("one")).unwrap(), "one");
 
-    let error = within(transfer.upload(&place.path("one"), &path("missing/one"))).await.unwrap_err();
+    let error = within(transfer.upload(&place.path("one"), &path("missing/one"), 0)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
-    let error = within(transfer.upload(&place.path("missing"), &path("three"))).await.unwrap_err();
+    let error = within(transfer.upload(&place.path("missing"), &path("three"), 0)).await.unwrap_err();
     assert!(matches!(&error, TransferError::Local { source, .. } if source.kind() == ErrorKind::NotFound), "{error:?}");
     assert!(!place.path("three").exists());
-    let error = within(transfer.download(&path("missing"), &mut Vec::new(), 1)).await.unwrap_err();
+    let error = within(transfer.download(&path("missing"), 0, &mut Vec::new(), 1)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("{} does not exist on the box", path("missing")));
     for error in [
@@ -146,7 +146,7 @@ async fn a_transfer_whose_connection_breaks_is_transient() {
     fs::File::create(place.path("endless")).unwrap().set_len(1 << 40).unwrap();
     let remote = place.remote("endless");
     let (mut near, mut far) = tokio::io::duplex(1024);
-    let downloading = tokio::spawn(async move { transfer.download(&remote, &mut near, u64::MAX).await });
+    let downloading = tokio::spawn(async move { transfer.download(&remote, 0, &mut near, u64::MAX).await });
     within(far.read_exact(&mut vec![0; 1_000_000])).await.unwrap();
     proxy.cut.cancel();
     let drain = tokio::spawn(async move { while far.read(&mut [0; 4096]).await.unwrap_or(0) > 0 {} });
