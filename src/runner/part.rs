@@ -242,7 +242,7 @@ mod tests {
         let path = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap().path().to_owned();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
-        parts("mine").open(folder.path(), &named("a.png"), None).unwrap_err();
+        parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap_err();
         assert_eq!(fs::read_to_string(precious).unwrap(), "same");
     }
 }

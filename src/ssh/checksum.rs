@@ -4,7 +4,10 @@
 //! shell's words. Many boxes allow no commands, or lack the programs; then there is just no checksum, which is no error.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,8 +25,9 @@ use super::{
 /// Reads paths that end in NUL. Understood by the programs of GNU and of BusyBox.
 const COMMAND: &str = "xargs -0 sha256sum --";
 
-/// Commands side by side on one connection. With the SFTP channels they stay within OpenSSH's ten sessions.
-const MAX_COMMANDS: usize = 2;
+/// Commands side by side on one connection. One that is just being closed still counts for the box, so that with eight
+/// SFTP channels there are OpenSSH's ten sessions.
+const MAX_COMMANDS: usize = 1;
 
 /// How long an answer may take for a small file: the box has to start a shell, which may read its start-up files.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -49,7 +53,7 @@ impl Default for Checksums {
 }
 
 /// The SHA-256 of a file of about `size` bytes; `None` if the box does not tell.
-pub(super) async fn by_box(connection: &std::sync::Arc<Connection>, path: &str, size: u64) -> Option<[u8; 32]> {
+pub(super) async fn by_box(connection: &Arc<Connection>, path: &str, size: u64) -> Option<[u8; 32]> {
     let checksums = &connection.checksums;
     let _turn = checksums.turns.acquire().await.ok()?;
     // A path that is not absolute could be read as one of another folder; one with a NUL as two.

@@ -154,3 +154,79 @@ async fn a_transfer_whose_connection_breaks_is_transient() {
     assert!(matches!(error, TransferError::ConnectionLost { .. }) && error.is_transient(), "{error:?}");
     within(drain).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_directions_go_on_where_they_were_cut() {
+    let Some(place) = Place::start() else { return };
+    let content: Vec<u8> = (0..3_000_000u64).map(|number| ((number * number) >> 7) as u8).collect();
+    fs::write(place.path("whole"), &content).unwrap();
+    fs::write(place.path("begun"), &content[..1_234_567]).unwrap();
+    let session = place.session().await;
+    let transfer = within(session.transfer()).await.unwrap();
+    let begun = place.remote("begun");
+    assert_eq!(within(transfer.upload(&place.path("whole"), &begun, 1_234_567)).await.unwrap(), 3_000_000);
+    assert!(fs::read(place.path("begun")).unwrap() == content);
+    let mut rest = Vec::new();
+    assert_eq!(within(transfer.download(&begun, 1_234_567, &mut rest, 3_000_000)).await.unwrap(), 1_765_433);
+    assert!(rest == content[1_234_567..]);
+    assert_eq!(within(transfer.download(&begun, 3_000_000, &mut rest, 3_000_000)).await.unwrap(), 0);
+    let error = within(transfer.download(&begun, 1_234_567, &mut Vec::new(), 2_999_999)).await.unwrap_err();
+    assert!(matches!(error, TransferError::TooLarge { .. }), "{error:?}");
+    let error = within(transfer.upload(&place.path("whole"), &place.remote("missing"), 7)).await.unwrap_err();
+    assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_box_computes_checksums_of_files_however_they_are_named() {
+    let Some(place) = Place::start() else { return };
+    let session = place.session().await;
+    let transfer = within(session.transfer()).await.unwrap();
+    let trap = format!("$(touch {})", place.remote("trapped").replace('/', "\u{2215}"));
+    let names =
+        ["plain", "with space", "ünï", "back\\slash", "new\nline", "quote'\"", "; touch trapped #", "-b", &trap];
+    for name in names {
+        fs::write(place.path(name), name).unwrap();
+        let hash = <[u8; 32]>::from(Sha256::digest(name));
+        assert_eq!(within(transfer.sha256_by_box(&place.remote(name), 1)).await.unwrap(), Some(hash), "{name:?}");
+    }
+    assert_eq!(
+        fs::read_dir(place.folder.path())
+            .unwrap()
+            .filter(|entry| { entry.as_ref().unwrap().file_name() == "trapped" })
+            .count(),
+        0,
+        "no name was taken for a command"
+    );
+    for nothing in [place.remote("missing"), place.folder.path().to_str().unwrap().to_owned(), "relative".to_owned()] {
+        assert_eq!(within(transfer.sha256_by_box(&nothing, 1)).await.unwrap(), None, "{nothing}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_box_that_allows_no_commands_just_computes_no_checksums() {
+    for line in ["ForceCommand internal-sftp", "ForceCommand echo no", "ForceCommand /bin/false", "MaxSessions 1"] {
+        let options = SshdOptions { extra: vec![line.to_owned()], ..SshdOptions::default() };
+        let Some(place) = Place::start_with(options) else { return };
+        fs::write(place.path("file"), "content").unwrap();
+        let session = place.session().await;
+        // A forced command replaces SFTP too, unless it is SFTP.
+        let Ok(transfer) = within(session.transfer()).await else { continue };
+        assert_eq!(within(transfer.sha256_by_box(&place.remote("file"), 7)).await.unwrap(), None, "{line}");
+        let by_reading = within(transfer.sha256(&place.remote("file"))).await.unwrap();
+        assert_eq!(by_reading, <[u8; 32]>::from(Sha256::digest("content")), "{line}: the channel still works");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_checksums_at_once_stay_within_the_boxs_sessions() {
+    let Some(place) = Place::start() else { return };
+    fs::write(place.path("file"), "content").unwrap();
+    let session = place.session().await;
+    let looks = (0..20).map(|_| {
+        let (session, path) = (session.clone(), place.remote("file"));
+        tokio::spawn(async move { session.transfer().await.unwrap().sha256_by_box(&path, 7).await.unwrap() })
+    });
+    for look in within(futures_util::future::join_all(looks)).await {
+        assert_eq!(look.unwrap(), Some(Sha256::digest("content").into()));
+    }
+}
