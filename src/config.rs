@@ -113,6 +113,7 @@ pub struct Limits {
     pub unreachable_before_submit_s: u64,
     pub stalled_after_s: u64,
     pub resubmit_lost: bool,
+    pub min_free_bytes: u64,
 }
 
 /// `[log]`
@@ -250,6 +251,7 @@ impl Config {
                 max_running_per_box: self.limits.max_running_per_box,
                 max_waiting: self.limits.max_waiting,
             },
+            min_free_bytes: self.limits.min_free_bytes,
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),

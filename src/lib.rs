@@ -5,7 +5,7 @@
 //! ```text
 //!  main, app, demo        flags, configuration, assemble, serve, stop
 //!        │
-//!  http                   six routes, views, errors -> status
+//!  http                   routes, views, errors -> status
 //!        │
 //!  runner                 one task per active workflow; runner/execution.rs tells the story of a run
 //!    │      │      │

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use chrono::DateTime;
-use reqwest::{Method, Response, header};
+use chrono::{DateTime, Utc};
+use reqwest::{Method, Response, StatusCode, header};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
@@ -26,19 +26,22 @@ const MAX_ERROR_BYTES: u64 = 64 << 10;
 const CLOCK_GRAIN: Duration = Duration::from_secs(1);
 
 /// What ComfyUI tells about a file without sending it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Viewed {
     /// Bytes.
     pub size: Option<u64>,
     /// When it was last changed, by the box's clock, to the second.
     pub last_modified: Option<SystemTime>,
+    /// ComfyUI's tag of its content: size and time of the last change, to the nanosecond.
+    pub etag: Option<String>,
 }
 
-/// A file that is about to be received.
+/// A file, or the rest of one, that is about to be received.
 #[derive(Debug)]
 pub struct Download {
     response: Response,
     size: Option<u64>,
+    from: u64,
 }
 
 impl Client {
@@ -63,27 +66,32 @@ impl Client {
         if let Some(error) = refused(&head, file) {
             return Err(error);
         }
-        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let date = text(header::LAST_MODIFIED).and_then(|date| DateTime::parse_from_rfc2822(date).ok());
-        Ok(Some(Viewed { size: declared_size(&response), last_modified: date.map(SystemTime::from) }))
+        Ok(Some(Viewed { size: declared_size(&response), ..Viewed::of(&response) }))
     }
 
-    /// Begins to receive a file.
+    /// Begins to receive a file. When its first `from` bytes are here already, it is asked for the rest, if it is still
+    /// the file `of` then; [`Download::from`] says where the answer begins.
     ///
     /// # Errors
     /// [`ComfyError::NotFound`] when ComfyUI does not see it; else as for [`stat_view`](Self::stat_view).
-    pub async fn view(&self, file: &RemoteFile) -> Result<Download, ComfyError> {
+    pub async fn view(&self, file: &RemoteFile, from: u64, of: &Viewed) -> Result<Download, ComfyError> {
         let path = view_path(file);
+        let rest = of.last_modified.filter(|_| from > 0);
         let attempt = || async {
-            let sent = self.request(Method::GET, &path).send().await;
-            sent.map_err(|error| ComfyError::from_reqwest(VIEW, error))
+            let mut request = self.request(Method::GET, &path);
+            if let Some(time) = rest {
+                // aiohttp compares no tags here, only times (web_fileresponse.py, v3.11).
+                request = request.header(header::RANGE, format!("bytes={from}-"));
+                request = request.header(header::IF_RANGE, http_date(time));
+            }
+            request.send().await.map_err(|error| ComfyError::from_reqwest(VIEW, error))
         };
         let response = within(VIEW, IDLE, repeated(attempt)).await?;
         if response.status().as_u16() == 404 {
             return Err(ComfyError::NotFound { name: file.filename.clone() });
         }
         if refused(&Answer::head(VIEW, &response), file).is_none() {
-            return Ok(Download { size: declared_size(&response), response });
+            return Download::begin(response, from, of);
         }
         let answer = within(VIEW, SMALL, Answer::read(VIEW, response, MAX_ERROR_BYTES)).await?;
         Err(refused(&answer, file).unwrap_or_else(|| answer.failed()))
@@ -91,6 +99,14 @@ impl Client {
 }
 
 impl Viewed {
+    /// All but the size, which is another one where only a part is sent.
+    fn of(response: &Response) -> Self {
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let date = text(header::LAST_MODIFIED).and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+        let etag = text(header::ETAG).map(str::to_owned);
+        Self { size: None, last_modified: date.map(SystemTime::from), etag }
+    }
+
     /// Whether a file of this size and time is certainly the same one. What ComfyUI does not tell is not compared,
     /// but the size it must tell.
     pub fn is_same_file(&self, size: u64, modified: Option<SystemTime>) -> bool {
@@ -106,9 +122,30 @@ impl Viewed {
 }
 
 impl Download {
-    /// Bytes, as the server announced them.
+    /// The rest of a file must be the rest of the very one that was asked for.
+    fn begin(response: Response, from: u64, of: &Viewed) -> Result<Self, ComfyError> {
+        let size = declared_size(&response);
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok(Self { response, size, from: 0 });
+        }
+        let expected = of.size.map(|size| format!("bytes {from}-{}/{size}", size.saturating_sub(1)));
+        let told = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let same = Viewed { size: of.size, ..Viewed::of(&response) } == *of;
+        if told.is_none() || told != expected.as_deref() || !same {
+            let problem = format!("another part than asked for: {}", told.unwrap_or("it is not said which"));
+            return Err(ComfyError::Malformed { what: VIEW, problem });
+        }
+        Ok(Self { response, size, from })
+    }
+
+    /// Bytes of what comes, as the server announced them.
     pub fn size(&self) -> Option<u64> {
         self.size
+    }
+
+    /// The place in the file at which this begins; 0 if the whole file comes.
+    pub fn from(&self) -> u64 {
+        self.from
     }
 
     /// Writes the rest of the body, flushes the writer and returns how many bytes there were.
@@ -154,6 +191,11 @@ fn declared_size(response: &Response) -> Option<u64> {
     response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// As HTTP writes times: `Tue, 24 Nov 2026 21:32:37 GMT`.
+fn http_date(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
 fn view_path(file: &RemoteFile) -> String {
     let (filename, subfolder) = (percent_encode(&file.filename), percent_encode(&file.subfolder));
     format!("/view?filename={filename}&subfolder={subfolder}&type={}", file.folder.as_str())
@@ -164,9 +206,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn times_are_written_as_they_are_read() {
+        let text = "Tue, 24 Nov 2026 21:32:37 GMT";
+        let time = DateTime::parse_from_rfc2822(text).map(SystemTime::from);
+        assert_eq!(time.map(http_date).as_deref(), Ok(text));
+    }
+
+    #[test]
     fn a_file_is_the_same_by_size_and_time() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_millis(seconds);
-        let viewed = Viewed { size: Some(7), last_modified: Some(at(10_000)) };
+        let viewed = Viewed { size: Some(7), last_modified: Some(at(10_000)), etag: None };
         assert!(viewed.is_same_file(7, Some(at(10_900))) && viewed.is_same_file(7, Some(at(9_100))));
         assert!(viewed.is_same_file(7, None));
         assert!(!viewed.is_same_file(8, Some(at(10_000))) && !viewed.is_same_file(7, Some(at(12_000))));

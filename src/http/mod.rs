@@ -54,6 +54,7 @@ pub fn router(runner: Runner, store: Store, options: Options) -> Router {
         .route("/{id}/progress", get(workflow::progress))
         .route("/{id}/cancel", post(workflow::cancel))
         .route("/{id}/retry", post(workflow::retry))
+        .route("/{id}/download", post(workflow::download))
         .route("/{id}/outputs", get(workflow::outputs))
         .route("/{id}/active", get(workflow::active))
         .method_not_allowed_fallback(method_not_allowed)

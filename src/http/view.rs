@@ -55,6 +55,15 @@ pub(super) struct MessageView {
     pub(super) message: &'static str,
 }
 
+/// The answer to download.
+#[derive(Debug, Serialize)]
+pub(super) struct DownloadView<'a> {
+    pub(super) message: &'static str,
+    pub(super) workflow_id: WorkflowId,
+    /// Those that are being fetched.
+    pub(super) outputs: Vec<OutputView<'a>>,
+}
+
 /// The answer to progress.
 #[derive(Debug, Serialize)]
 pub(super) struct ProgressEnvelope<'a> {

@@ -12,8 +12,8 @@ use super::{
     Api, body,
     error::ApiError,
     view::{
-        ActiveView, HealthView, MessageView, OutputsEnvelope, ProgressEnvelope, StartedView, StateEnvelope, Success,
-        WorkflowView, output_views,
+        ActiveView, DownloadView, HealthView, MessageView, OutputView, OutputsEnvelope, ProgressEnvelope, StartedView,
+        StateEnvelope, Success, WorkflowView, output_views,
     },
 };
 use crate::{
@@ -32,6 +32,14 @@ pub(super) async fn execute(State(api): State<Arc<Api>>, request: Request) -> Re
 /// `POST /comfyui/workflow/{id}/retry`
 pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
     started(api.runner.retry(&id).await?)
+}
+
+/// `POST /comfyui/workflow/{id}/download`
+pub(super) async fn download(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
+    let missing = api.runner.download(&id).await?;
+    let message = if missing.is_empty() { "Nothing to download: every output is here" } else { "Download started" };
+    let outputs = missing.iter().map(OutputView::from).collect();
+    Ok(Success::new(DownloadView { message, workflow_id: id, outputs }).into_response())
 }
 
 fn started(started: Started) -> Result<Response, ApiError> {

@@ -13,7 +13,7 @@ use std::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{digest::sha256_of, error::ExecuteError};
+use super::{Options, digest::sha256_of, disk::check_room_here, error::ExecuteError};
 use crate::{
     home::expand_home,
     ssh::Target,
@@ -76,25 +76,25 @@ pub(super) struct Admitted {
 }
 
 /// Checks a request and fills in what it leaves out.
-pub(super) async fn check(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, ExecuteError> {
-    let defaults = defaults.clone();
-    let work = move || check_blocking(request, &defaults);
+pub(super) async fn check(request: ExecuteRequest, options: &Options) -> Result<Admitted, ExecuteError> {
+    let (defaults, least) = (options.defaults.clone(), options.min_free_bytes);
+    let work = move || check_blocking(request, &defaults, least);
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
 /// Checks again what may have changed since a request was accepted.
-pub(super) async fn check_again(request: Request, graph: Graph) -> Result<Admitted, ExecuteError> {
+pub(super) async fn check_again(request: Request, graph: Graph, least: u64) -> Result<Admitted, ExecuteError> {
     let work = move || {
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images)?;
-        prepare_output_dir(&text(&request.output_dir))?;
+        prepare_output_dir(&text(&request.output_dir), least)?;
         Ok(Admitted { request, graph, warnings: Vec::new(), retry_of: None, idempotency: None })
     };
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
-fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitted, String> {
+fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> Result<Admitted, String> {
     let target = Target::parse(&request.ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
     let graph = read_graph(&request.workflow_file)?;
     let input_images = check_images(&request.input_images)?;
@@ -106,7 +106,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults) -> Result<Admitt
         }
     }
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
-    let output_dir = prepare_output_dir(&output_dir)?;
+    let output_dir = prepare_output_dir(&output_dir, least)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
     let request = Request {
         ssh_connection: request.ssh_connection,
@@ -158,8 +158,8 @@ fn check_images(given: &[String]) -> Result<Vec<PathBuf>, String> {
     Ok(images)
 }
 
-/// Makes the folder if it is missing, and finds out by doing whether files can be made in it.
-fn prepare_output_dir(given: &str) -> Result<PathBuf, String> {
+/// Makes the folder if it is missing, and finds out by doing whether files can be made in it. `least` bytes must be free.
+fn prepare_output_dir(given: &str, least: u64) -> Result<PathBuf, String> {
     let path = absolute(given);
     if path.exists() && !path.is_dir() {
         return Err(format!("Output folder is not a folder: {given}"));
@@ -168,6 +168,7 @@ fn prepare_output_dir(given: &str) -> Result<PathBuf, String> {
         .map_err(|error| format!("Output folder cannot be created: {given}: {}", plain(&error)))?;
     tempfile::tempfile_in(&path)
         .map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
+    check_room_here(&path, least)?;
     Ok(path)
 }
 
@@ -211,6 +212,7 @@ mod tests {
     struct Case {
         folder: tempfile::TempDir,
         request: ExecuteRequest,
+        least: u64,
     }
 
     fn case() -> Case {
@@ -227,7 +229,7 @@ mod tests {
             output_dir: Some(path("new/out")),
             ..ExecuteRequest::default()
         };
-        Case { folder, request }
+        Case { folder, request, least: 0 }
     }
 
     impl Case {
@@ -242,7 +244,7 @@ mod tests {
                 comfyui_output_dir: "/out".into(),
                 output_dir: "/nowhere".into(),
             };
-            check_blocking(self.request.clone(), &defaults)
+            check_blocking(self.request.clone(), &defaults, self.least)
         }
     }
 
@@ -289,6 +291,14 @@ mod tests {
         assert!(case.check().unwrap_err().starts_with("Two input images are named a.png but differ: "));
         case.request.input_images = vec![case.path("b.png"), case.path("other/b.png"), case.path("b.png")];
         assert_eq!(case.check().unwrap().request.input_images.len(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_is_refused() {
+        let mut case = case();
+        case.least = u64::MAX;
+        let message = case.check().unwrap_err();
+        assert!(message.starts_with("the disk is full: ") && message.contains(&case.path("new/out")), "{message}");
     }
 
     #[test]

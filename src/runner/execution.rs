@@ -26,6 +26,7 @@ use super::{
     follow::Followed,
     line::Seat,
     link::{Link, SubscribeError},
+    part::Parts,
     patience::Patience,
 };
 use crate::{
@@ -54,6 +55,8 @@ pub(super) struct Execution {
     pub(super) credential_key: Mutex<Option<String>>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
     pub(super) good_looks: AtomicU64,
+    /// Outputs on their way here.
+    pub(super) parts: Parts,
 }
 
 /// Whether the outputs of a run are all here.
@@ -81,6 +84,8 @@ impl Execution {
             Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more"))
         });
         let has_begun = self.state().is_ok_and(|state| state.phase() > Some(Phase::Waiting));
+        // A final status promises that nothing half-done is left here.
+        self.remove_parts().await;
         self.finish(event).await;
         if has_begun {
             self.remove_partial_upload().await;
@@ -161,6 +166,7 @@ impl Execution {
                 let mut ear = None;
                 if state.submission == Submission::None {
                     let definitions = self.plan(link).await?;
+                    self.check_room(link).await?;
                     let graph = self.upload_inputs(link, definitions.as_ref()).await?;
                     // Before the submission, so that no message is missed.
                     ear = self.listen(link).await?;

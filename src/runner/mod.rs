@@ -7,16 +7,20 @@
 mod admission;
 mod collect;
 mod digest;
+mod disk;
 mod ear;
 mod early;
 mod error;
 mod execution;
+mod fetch;
 mod follow;
 mod hearing;
+mod later;
 mod line;
 mod link;
 mod looks;
 mod output_folder;
+mod part;
 mod patience;
 mod stop;
 mod submit;
@@ -37,8 +41,10 @@ use tracing::Instrument;
 pub use admission::{Defaults, ExecuteRequest};
 pub use error::ExecuteError;
 use execution::Execution;
+use later::Later;
 use line::{BoxName, Line, Seat, SeatNumber};
 pub use line::{Full, Limits};
+use part::Parts;
 use turns::Turns;
 
 use crate::{
@@ -68,6 +74,8 @@ pub struct Options {
     pub resubmit_lost: bool,
     /// How many workflows may run and wait.
     pub limits: Limits,
+    /// Bytes that must be free, here and on the box, before something runs; 0 turns the look off.
+    pub min_free_bytes: u64,
     /// For what a request leaves out.
     pub defaults: Defaults,
 }
@@ -98,6 +106,7 @@ struct Inner {
     running: Mutex<HashMap<WorkflowId, Running>>,
     line: Line,
     turns: Turns,
+    later: Later,
     shutdown: CancellationToken,
 }
 
@@ -123,6 +132,7 @@ impl Runner {
             executions: TaskTracker::new(),
             running: Mutex::new(HashMap::new()),
             turns: Turns::default(),
+            later: Later::default(),
             shutdown: CancellationToken::new(),
         };
         let runner = Self { inner: Arc::new(inner) };
@@ -178,7 +188,8 @@ impl Runner {
             return Err(ExecuteError::StillActive(id.clone()));
         }
         let graph = self.inner.store.graph(id).await.map_err(ExecuteError::NotRecorded)?;
-        let mut admitted = admission::check_again(state.request.clone(), graph).await?;
+        let least = self.inner.options.min_free_bytes;
+        let mut admitted = admission::check_again(state.request.clone(), graph, least).await?;
         admitted.retry_of = Some(id.clone());
         self.start_admitted(admitted).await
     }
@@ -189,7 +200,7 @@ impl Runner {
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Started, ExecuteError> {
-        let mut admitted = admission::check(request, &self.inner.options.defaults).await?;
+        let mut admitted = admission::check(request, &self.inner.options).await?;
         admitted.warnings.splice(0..0, warnings);
         admitted.idempotency = idempotency;
         self.start_admitted(admitted).await
@@ -286,15 +297,7 @@ impl Runner {
             cancel.cancel();
         }
         let (tunnel, outcome) = watch::channel(None);
-        let execution = Execution {
-            id: id.clone(),
-            store: self.inner.store.clone(),
-            pool: self.inner.pool.clone(),
-            options: self.inner.options.clone(),
-            tunnel,
-            credential_key: Mutex::new(None),
-            good_looks: AtomicU64::new(0),
-        };
+        let execution = self.execution(id, tunnel);
         let (runner, id) = (self.clone(), id.clone());
         let span = tracing::info_span!("execution", workflow.id = %id);
         let task = async move {
@@ -308,6 +311,19 @@ impl Runner {
         };
         self.inner.executions.spawn(task.instrument(span));
         outcome
+    }
+
+    fn execution(&self, id: &WorkflowId, tunnel: watch::Sender<TunnelOutcome>) -> Execution {
+        Execution {
+            id: id.clone(),
+            store: self.inner.store.clone(),
+            pool: self.inner.pool.clone(),
+            options: self.inner.options.clone(),
+            tunnel,
+            credential_key: Mutex::new(None),
+            good_looks: AtomicU64::new(0),
+            parts: Parts::of(id.clone()),
+        }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, Running>> {

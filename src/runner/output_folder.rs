@@ -1,28 +1,26 @@
 //! Where outputs land here: safe names, nothing half-written, nothing overwritten.
 //!
-//! Names come from the box and are not trusted. A file is written under a temporary name in its folder and takes its
-//! own name in one step that fails where the name is taken; then the next free `-2`, `-3`… is used, unless the taken
-//! name already has the same content.
+//! Names come from the box and are not trusted. A file is written under a temporary name in its folder (`part`) and
+//! takes its own name in one step that fails where the name is taken; then the next free `-2`, `-3`… is used, unless the
+//! taken name already has the same content.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, Read},
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use tempfile::NamedTempFile;
+use indicatif::HumanBytes;
+use tempfile::TempPath;
 use thiserror::Error;
 
-use crate::workflow::{RemoteFile, WorkflowId};
+use crate::workflow::RemoteFile;
 
 /// The longest name that file systems take, in bytes.
 const MAX_NAME_BYTES: usize = 255;
 
 /// Folders deeper than this are refused.
 const MAX_DEPTH: usize = 16;
-
-const PART_SUFFIX: &str = ".part";
 
 /// How many files of one name may lie beside each other.
 const MAX_TWINS: u32 = 10_000;
@@ -33,6 +31,9 @@ pub(super) enum StoreFileError {
     /// The box's name for it is not one that is safe here.
     #[error("the box named an output file {name:?}, which is not a safe name here")]
     Name { name: String },
+    /// It is larger than what is free.
+    #[error("it needs {needed} more, and {} has {free} free", folder.display())]
+    NoRoom { folder: PathBuf, needed: HumanBytes, free: HumanBytes },
     /// The local disk or folder does not take it.
     #[error("could not {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
@@ -41,79 +42,68 @@ pub(super) enum StoreFileError {
 impl StoreFileError {
     /// Whether the disk is full.
     pub(super) fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        match self {
+            Self::Name { .. } => false,
+            Self::NoRoom { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+        }
     }
 
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
 }
 
-/// A file on its way into the output folder. Dropped unfinished, it leaves nothing behind.
+/// Where a file is to lie.
 #[derive(Debug)]
-pub(super) struct Incoming {
-    part: NamedTempFile,
+pub(super) struct Place {
     folder: PathBuf,
     name: String,
 }
 
-impl Incoming {
-    /// Opens a temporary file for what the box calls `file`, below `output_dir`. Blocks.
-    pub(super) fn open(output_dir: &Path, file: &RemoteFile, owner: &WorkflowId) -> Result<Self, StoreFileError> {
+impl Place {
+    /// The place below `output_dir` of what the box calls `file`.
+    pub(super) fn of(output_dir: &Path, file: &RemoteFile) -> Result<Self, StoreFileError> {
         let folder = output_dir.join(safe_subfolder(&file.subfolder)?);
-        let name = safe_name(&file.filename)?.to_owned();
-        fs::create_dir_all(&folder).map_err(StoreFileError::io("create", &folder))?;
-        let part = tempfile::Builder::new()
-            .prefix(&part_prefix(owner))
-            .suffix(PART_SUFFIX)
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(&folder)
-            .map_err(StoreFileError::io("create a file in", &folder))?;
-        Ok(Self { part, folder, name })
+        Ok(Self { folder, name: safe_name(&file.filename)?.to_owned() })
     }
 
-    /// A handle to write the content to.
-    pub(super) fn writer(&self) -> Result<tokio::fs::File, StoreFileError> {
-        let file = self.part.reopen().map_err(StoreFileError::io("open", self.part.path()))?;
-        Ok(tokio::fs::File::from_std(file))
+    /// The folder in which it is to lie.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
-    /// Gives the file its name and returns where it is. Blocks.
-    pub(super) fn keep(mut self) -> Result<PathBuf, StoreFileError> {
-        self.part.as_file().sync_all().map_err(StoreFileError::io("write", self.part.path()))?;
+    /// Moves a whole file of this folder here and returns under which name it lies now, safe from a power cut.
+    /// When it fails, the file stays where it was. Blocks.
+    pub(super) fn take(&self, file: &Path) -> Result<PathBuf, StoreFileError> {
+        let mut part = TempPath::try_from_path(file).map_err(StoreFileError::io("write", file))?;
         for twin in 1..=MAX_TWINS {
             let path = self.folder.join(twin_name(&self.name, twin));
-            match self.part.persist_noclobber(&path) {
-                Ok(_) => return Ok(path),
-                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                    self.part = error.file;
-                    if same_content(self.part.path(), &path) {
+            match part.persist_noclobber(&path) {
+                Ok(()) => {
+                    File::open(&self.folder)
+                        .and_then(|folder| folder.sync_all())
+                        .map_err(StoreFileError::io("write", &path))?;
+                    return Ok(path);
+                }
+                Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => {
+                    part = taken.path;
+                    if same_content(&part, &path) {
                         return Ok(path);
                     }
                 }
-                Err(error) => return Err(StoreFileError::io("write", &path)(error.error)),
+                Err(failed) => {
+                    // Dropped, it would be removed.
+                    failed.path.keep().ok();
+                    return Err(StoreFileError::io("write", &path)(failed.error));
+                }
             }
         }
         let exhausted = io::Error::new(io::ErrorKind::AlreadyExists, "too many files of this name");
         Err(StoreFileError::io("write", &self.folder.join(&self.name))(exhausted))
     }
-}
-
-/// Removes the temporary files that a killed service left of a workflow, beside where `file` is to lie. Blocks.
-pub(super) fn remove_parts(output_dir: &Path, file: &RemoteFile, owner: &WorkflowId) {
-    let Ok(subfolder) = safe_subfolder(&file.subfolder) else { return };
-    for entry in fs::read_dir(output_dir.join(subfolder)).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(&part_prefix(owner)) && name.ends_with(PART_SUFFIX) {
-            fs::remove_file(entry.path()).ok();
-        }
-    }
-}
-
-fn part_prefix(owner: &WorkflowId) -> String {
-    format!(".{owner}-")
 }
 
 fn safe_subfolder(subfolder: &str) -> Result<PathBuf, StoreFileError> {
@@ -175,8 +165,6 @@ fn same_content(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
     use crate::workflow::Folder;
 
@@ -190,9 +178,11 @@ mod tests {
     }
 
     fn store(folder: &Path, file: &RemoteFile, content: &str) -> Result<PathBuf, StoreFileError> {
-        let mut incoming = Incoming::open(folder, file, &"owner".into())?;
-        incoming.part.write_all(content.as_bytes()).unwrap();
-        incoming.keep()
+        let place = Place::of(folder, file)?;
+        fs::create_dir_all(place.folder()).unwrap();
+        let part = place.folder().join(".part");
+        fs::write(&part, content).unwrap();
+        place.take(&part)
     }
 
     #[test]
@@ -211,17 +201,6 @@ mod tests {
             assert_eq!(fs::read_to_string(place(name)).unwrap(), content);
         }
         assert_eq!(fs::read_dir(place("")).unwrap().count(), 3, "temporary files are gone");
-    }
-
-    #[test]
-    fn parts_of_one_workflow_are_removed_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = named("", "a.png");
-        let (mine, other): (WorkflowId, WorkflowId) = ("mine".into(), "other".into());
-        let keep = |owner| Incoming::open(folder.path(), &file, owner).unwrap().part.keep().unwrap().1;
-        let (left, foreign) = (keep(&mine), keep(&other));
-        remove_parts(folder.path(), &file, &mine);
-        assert!(!left.exists() && foreign.exists());
     }
 
     #[test]

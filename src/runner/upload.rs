@@ -1,9 +1,10 @@
 //! Chapter: the inputs go to the box.
 //!
 //! A file is stored under its own name where that is free or holds the same content, else under a name made from its
-//! content, and the graph's references follow. It goes by SFTP under a temporary name, then takes its own in one
-//! step that never overwrites. Where that way is closed or leads to the wrong folder, ComfyUI's own upload serves,
-//! which keeps to the same rules. Doing it again finds the content in place, so nothing of it needs to be remembered.
+//! content, and the graph's references follow. It goes by SFTP under a temporary name that says whose it is and which
+//! content, so that it goes on where it was cut; then it takes its own name in one step that never overwrites. Where that
+//! way is closed or leads to the wrong folder, ComfyUI's own upload serves, which keeps to the same rules. Doing it again
+//! finds the content in place, so nothing of it needs to be remembered.
 
 use std::{
     io,
@@ -103,14 +104,14 @@ impl Execution {
         folder: &str,
         input: &Input,
     ) -> Result<Result<String, String>, StepError> {
-        let part = self.part_path(folder);
+        let part = self.part_path(folder, input);
         let (name, is_new) = match place(transfer, folder, &part, input).await {
             Ok(placed) => placed,
             Err(error @ TransferError::Local { .. }) => {
                 return Err(StepError::fatal(ErrorCode::UploadFailed, error.to_string()));
             }
             Err(error @ TransferError::NoSpace { .. }) => {
-                return Err(StepError::fatal(ErrorCode::UploadFailed, format!("the box's disk is full: {error}")));
+                return Err(StepError::fatal(ErrorCode::DiskFull, error.to_string()));
             }
             Err(error) => return transfer_lost(&error).map_or_else(|| Ok(Err(error.to_string())), Err),
         };
@@ -141,9 +142,11 @@ impl Execution {
         Ok(Err(format!("ComfyUI does not see files in {folder}; is comfyui_input_dir right?")))
     }
 
-    /// The temporary name of an upload: one at a time for each workflow.
-    fn part_path(&self, folder: &str) -> String {
-        join(folder, &format!(".{}.part", self.id))
+    /// The temporary name of an upload: of this workflow alone, and of this content.
+    fn part_path(&self, folder: &str, input: &Input) -> String {
+        let mut content = hex::encode(input.sha256);
+        content.truncate(16);
+        join(folder, &format!(".{}-{content}.part", self.id))
     }
 
     /// After a cancelled upload: removes what had arrived of it, if the box can still be reached.
@@ -155,7 +158,11 @@ impl Execution {
         let remove = async {
             let link = Link::open(&self.pool, &self.target().ok()?, state.request.comfyui_port).await.ok()?;
             let transfer = link.transfer().await.ok()?.ok()?;
-            transfer.remove(&self.part_path(&state.request.comfyui_input_dir)).await.ok()
+            for image in &state.request.input_images {
+                let input = read_input(image.clone()).await.ok()?;
+                transfer.remove(&self.part_path(&state.request.comfyui_input_dir, &input)).await.ok();
+            }
+            Some(())
         };
         tokio::time::timeout(CLEAN_UP, remove).await.ok();
     }
@@ -177,7 +184,7 @@ async fn place(transfer: &Transfer, folder: &str, part: &str, input: &Input) -> 
                     Err(error) if transfer.stat(&path).await?.is_some() => taken = Some(error),
                     Err(error) => return Err(error),
                 },
-                Some(stat) if stat.size == input.size && transfer.sha256(&path).await? == input.sha256 => {
+                Some(stat) if stat.size == input.size && sha256(transfer, &path, input.size).await? == input.sha256 => {
                     return Ok((name, false));
                 }
                 Some(_) => {}
@@ -187,24 +194,57 @@ async fn place(transfer: &Transfer, folder: &str, part: &str, input: &Input) -> 
     Err(taken.unwrap_or_else(|| TransferError::AlreadyExists { path: join(folder, &input.name) }))
 }
 
-async fn put(transfer: &Transfer, part: &str, path: &str, input: &Input) -> Result<(), TransferError> {
-    // What an earlier try, perhaps before a crash, left behind.
-    match transfer.remove(part).await {
-        Ok(()) | Err(TransferError::NotFound { .. }) => {}
-        Err(error) => return Err(error),
+/// What the box computes, or else what is read from it.
+async fn sha256(transfer: &Transfer, path: &str, size: u64) -> Result<[u8; 32], TransferError> {
+    match transfer.sha256_by_box(path, size).await? {
+        Some(by_box) => Ok(by_box),
+        None => transfer.sha256(path).await,
     }
-    let result = match transfer.upload(&input.path, part).await {
-        Ok(size) if size != input.size => Err(TransferError::Local {
-            what: format!("{} changed while it was uploaded", input.path.display()),
-            source: io::Error::other(format!("it had {} bytes and now has {size}", input.size)),
-        }),
-        Ok(_) => transfer.rename(part, path).await,
+}
+
+/// Brings the content to the box and gives it its name. What arrived stays there if the connection is lost.
+async fn put(transfer: &Transfer, part: &str, path: &str, input: &Input) -> Result<(), TransferError> {
+    let from = transfer.stat(part).await?.map_or(0, |stat| stat.size);
+    let mut brought = bring(transfer, part, from, input).await;
+    let is_of_no_use =
+        |error: &TransferError| matches!(error, TransferError::Local { .. } | TransferError::NotFound { .. });
+    if from > 0 && brought.as_ref().is_err_and(is_of_no_use) {
+        tracing::warn!(part, "what an earlier upload left is of no use");
+        brought = bring(transfer, part, 0, input).await;
+    }
+    let placed = match brought {
+        Ok(()) => transfer.rename(part, path).await,
         Err(error) => Err(error),
     };
-    if result.is_err() {
+    if placed.as_ref().is_err_and(|error| !error.is_transient()) {
         transfer.remove(part).await.ok();
     }
-    result
+    placed
+}
+
+/// Completes the part, of which `from` bytes are there; of a new one, nothing is.
+async fn bring(transfer: &Transfer, part: &str, from: u64, input: &Input) -> Result<(), TransferError> {
+    if from == 0 {
+        match transfer.remove(part).await {
+            Ok(()) | Err(TransferError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    } else {
+        tracing::info!(part, from, "going on with an upload");
+    }
+    let size = transfer.upload(&input.path, part, from).await?;
+    let wrong = |what: String, source: String| TransferError::Local { what, source: io::Error::other(source) };
+    if size != input.size {
+        let what = format!("{} changed while it was uploaded", input.path.display());
+        return Err(wrong(what, format!("it had {} bytes and now has {size}", input.size)));
+    }
+    match transfer.sha256_by_box(part, size).await? {
+        Some(by_box) if by_box != input.sha256 => {
+            let what = format!("{} did not arrive as it was sent", input.path.display());
+            Err(wrong(what, "its checksum on the box differs; did it change meanwhile?".to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn read_input(path: PathBuf) -> Result<Input, StepError> {

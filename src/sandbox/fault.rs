@@ -82,6 +82,7 @@ struct Settings {
     forwarding_refused: bool,
     write: Option<WriteFault>,
     cut_after: Option<u64>,
+    ssh_bytes: u64,
 }
 
 impl Faults {
@@ -309,6 +310,7 @@ impl Faults {
     pub(super) fn count_ssh_bytes(&self, passed: u64) {
         let reached = {
             let mut settings = self.settings();
+            settings.ssh_bytes += passed;
             match settings.cut_after {
                 Some(left) if left > passed => {
                     settings.cut_after = Some(left - passed);
@@ -324,6 +326,10 @@ impl Faults {
         if reached {
             self.cut_ssh();
         }
+    }
+
+    pub(super) fn ssh_bytes(&self) -> u64 {
+        self.settings().ssh_bytes
     }
 
     /// Cancelled by the next [`cut_ssh`](Self::cut_ssh).

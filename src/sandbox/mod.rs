@@ -210,6 +210,11 @@ impl Sandbox {
         self.ssh.connections()
     }
 
+    /// How many bytes have passed over SSH so far, in both directions together.
+    pub fn ssh_bytes(&self) -> u64 {
+        self.faults.ssh_bytes()
+    }
+
     /// Ends every connection and task and waits for them; removes temporary folders.
     pub async fn stop(self) {
         self.stop.cancel();

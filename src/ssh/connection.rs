@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     HostKeyPolicy, SshError, Unreachable, auth,
     channel::ChannelIo,
+    checksum::Checksums,
     keys::KeyRing,
     known_hosts::Record,
     peer::{self, Peer, Shared},
@@ -42,8 +43,19 @@ pub(super) struct Connection {
     shared: Arc<Shared>,
     /// The SFTP channels, on a connection for transfers.
     pub(super) sftp: SftpChannels,
+    /// Whether the box computes checksums, on a connection for transfers.
+    pub(super) checksums: Checksums,
     /// The connection this one runs through.
     via: Option<Arc<Connection>>,
+}
+
+/// What a session channel leads to. Both are constants: nothing that comes from outside is ever part of a command.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FarSide {
+    /// A subsystem by its name.
+    Subsystem(&'static str),
+    /// A command line for the user's shell on the box.
+    Command(&'static str),
 }
 
 /// Why a channel could not be opened.
@@ -100,7 +112,16 @@ impl Connection {
             Err(_) => return Err(late("authentication")),
         }
         cut_on_failure.disarm();
-        Ok(Self { handle, address: endpoint.address(), gone, cut, shared, sftp: SftpChannels::default(), via })
+        Ok(Self {
+            handle,
+            address: endpoint.address(),
+            gone,
+            cut,
+            shared,
+            sftp: SftpChannels::default(),
+            checksums: Checksums::default(),
+            via,
+        })
     }
 
     /// A channel to the next hop, for a jump host.
@@ -145,12 +166,15 @@ impl Connection {
         Ok(ChannelIo::new(channel, &self.gone))
     }
 
-    /// Opens a channel to a subsystem.
-    pub(super) async fn subsystem(self: &Arc<Self>, name: &'static str) -> Result<Channel<Msg>, OpenError> {
+    /// Opens a channel to a part of the box's sshd or to a program on it.
+    pub(super) async fn session(self: &Arc<Self>, what: FarSide) -> Result<Channel<Msg>, OpenError> {
         let this = Arc::clone(self);
         self.open_channel(async move {
             let mut channel = this.handle.channel_open_session().await?;
-            channel.request_subsystem(true, name).await?;
+            match what {
+                FarSide::Subsystem(name) => channel.request_subsystem(true, name).await?,
+                FarSide::Command(command) => channel.exec(true, command).await?,
+            }
             loop {
                 match channel.wait().await {
                     Some(ChannelMsg::Success) => return Ok(channel),

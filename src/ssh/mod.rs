@@ -6,14 +6,15 @@
 //! (ComfyUI's port behind a socket that only this user can reach) and a [`Transfer`] (files over SFTP).
 //!
 //! Guarantees: host keys are always judged before a key of ours is offered; every wait has a deadline; a connection
-//! that died is noticed and replaced by the next call. Deliberately absent: remote shell commands, agent forwarding,
-//! passwords, and any knowledge of ComfyUI.
+//! that died is noticed and replaced by the next call. Deliberately absent: agent forwarding, passwords, any knowledge of
+//! ComfyUI, and commands on the box, but for a constant one that computes a checksum where the box allows it.
 //!
 //! Read in this order: `target`, `pool`, `session`, `tunnel`, `transfer`; below them `route` (what `~/.ssh/config` adds),
-//! `connection` (one SSH connection), `auth`, `known_hosts` and `channel`.
+//! `connection` (one SSH connection), `auth`, `known_hosts`, `channel` and `checksum`.
 
 mod auth;
 mod channel;
+mod checksum;
 mod command;
 mod config_file;
 mod connection;

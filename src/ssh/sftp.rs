@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     SshError,
     channel::{ChannelIo, Traffic},
-    connection::{CHANNEL_DEADLINE, Connection, OpenError},
+    connection::{CHANNEL_DEADLINE, Connection, FarSide, OpenError},
 };
 
 /// Transfers side by side on one connection.
@@ -108,7 +108,7 @@ fn missing(connection: &Connection, reason: &str) -> SshError {
 }
 
 async fn open(connection: &Arc<Connection>) -> Result<SftpChannel, OpenError> {
-    let channel = connection.subsystem("sftp").await?;
+    let channel = connection.session(FarSide::Subsystem("sftp")).await?;
     let stream = ChannelIo::new(channel, &connection.gone);
     let traffic = stream.traffic().clone();
     let config = Config {

@@ -1,12 +1,13 @@
 //! Files to and from the box over SFTP.
 //!
-//! A [`Transfer`] is one SFTP channel; several run side by side. Uploads never overwrite, renames never replace. There is
-//! no limit on how long a file takes, only on how long nothing moves. What went wrong is told apart as far as SFTP allows:
+//! A [`Transfer`] is one SFTP channel; several run side by side. Uploads never overwrite, renames never replace, and both
+//! directions can go on where an earlier try was cut. There is no limit on how long a file takes, only on how long nothing moves. What went wrong is told apart as far as SFTP allows:
 //! OpenSSH reports everything but missing files and missing permissions as plain "Failure" (sftp-server.c,
 //! `errno_to_portable`), so an existing file or a full disk is looked for afterwards.
 
 use std::{
-    fmt, io,
+    fmt,
+    io::{self, SeekFrom},
     path::Path,
     sync::{
         Arc,
@@ -21,17 +22,17 @@ use russh_sftp::{
 };
 use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
     sync::OwnedSemaphorePermit,
     time::timeout,
 };
 
-use super::{Session, SshError, TransferError, connection::Connection, sftp::SftpChannel};
+use super::{Session, SshError, TransferError, checksum, connection::Connection, sftp::SftpChannel};
 
 /// When nothing has moved for so long, a transfer has failed.
 pub(super) const STALL: Duration = Duration::from_secs(30);
-/// How long cleaning up behind a failed upload may take.
-const CLEAN_UP: Duration = Duration::from_secs(10);
+/// How long finding out why a write failed may take.
+const INQUIRY: Duration = Duration::from_secs(10);
 /// What OpenSSH reads and writes at once (255 KiB).
 const CHUNK: usize = 261_120;
 /// A write that fails with less space than this left has failed for lack of space.
@@ -94,71 +95,84 @@ impl Transfer {
         }
     }
 
-    /// Copies a local file to a new file on the box and returns its size. The box confirms every byte.
+    /// Copies a local file to a file on the box and returns the size that it has then. The box confirms every byte.
     ///
-    /// If it fails, what was written is removed as far as the connection allows; if the future is dropped, it stays.
+    /// With 0 for `from` the file is new; otherwise the first `from` bytes are there already, and the rest is written
+    /// behind them. Whatever was written when it fails, or when the future is dropped, stays.
     ///
     /// # Errors
-    /// [`TransferError::AlreadyExists`] if there is such a file; see there for the others.
-    pub async fn upload(&self, local: &Path, remote: &str) -> Result<u64, TransferError> {
+    /// [`TransferError::AlreadyExists`] if there is such a file and it should be new; see there for the others.
+    pub async fn upload(&self, local: &Path, remote: &str, from: u64) -> Result<u64, TransferError> {
         let reading = |source| TransferError::Local { what: format!("could not read {}", local.display()), source };
         let mut source = tokio::fs::File::open(local).await.map_err(reading)?;
         source.set_max_buf_size(CHUNK);
-        let mut target = self.create(remote).await?;
-        let mut size = 0;
+        source.seek(SeekFrom::Start(from)).await.map_err(reading)?;
+        let mut target = self.open_for_writing(remote, from).await?;
         let copied = async {
-            let mut chunk = vec![0; CHUNK];
+            let (mut chunk, mut size) = (vec![0; CHUNK], from);
             loop {
                 let length = source.read(&mut chunk).await.map_err(reading)?;
                 if length == 0 {
-                    return self.guard(remote, async { Ok(target.shutdown().await?) }).await;
+                    self.guard(remote, async { Ok(target.shutdown().await?) }).await?;
+                    return Ok(size);
                 }
                 self.guard(remote, async { Ok(target.write_all(&chunk[..length]).await?) }).await?;
                 size += length as u64;
             }
+        };
+        match copied.await {
+            Ok(size) => Ok(size),
+            Err(error) => Err(self.perhaps_full(remote, error).await),
         }
-        .await;
-        if let Err(error) = copied {
-            let error = self.perhaps_full(remote, error).await;
-            drop(target);
-            if !error.is_transient() {
-                let _ = timeout(CLEAN_UP, self.remove(remote)).await;
-            }
-            return Err(error);
-        }
-        Ok(size)
     }
 
-    /// Copies a file of the box into `into`, and returns its size.
+    /// Copies a file of the box into `into`, but for its first `from` bytes, and returns how many were copied.
     ///
     /// # Errors
-    /// [`TransferError::TooLarge`] as soon as there are more than `limit` bytes, with up to `limit` bytes written;
-    /// [`TransferError::Local`] if `into` fails; see there for the others.
+    /// [`TransferError::TooLarge`] as soon as the file has more than `limit` bytes, with none beyond that written;
+    /// [`TransferError::Local`] if `into` fails; see there for the others. Whatever was written by then stays written.
     pub async fn download<W: AsyncWrite + Unpin>(
         &self,
         remote: &str,
+        from: u64,
         into: &mut W,
         limit: u64,
     ) -> Result<u64, TransferError> {
         let writing =
             |source| TransferError::Local { what: format!("could not write what came from {remote}"), source };
         let mut source = self.open_for_reading(remote).await?;
+        self.guard(remote, async { Ok(source.seek(SeekFrom::Start(from)).await?) }).await?;
         let mut chunk = vec![0; CHUNK];
-        let mut size = 0;
+        let mut copied = 0;
         loop {
             let length = self.guard(remote, async { Ok(source.read(&mut chunk).await?) }).await?;
             if length == 0 {
                 break;
             }
-            size += length as u64;
-            if size > limit {
+            copied += length as u64;
+            if from + copied > limit {
                 return Err(TransferError::TooLarge { path: remote.to_owned(), limit });
             }
             into.write_all(&chunk[..length]).await.map_err(writing)?;
         }
         into.flush().await.map_err(writing)?;
         self.guard(remote, async { Ok(source.close().await?) }).await?;
-        Ok(size)
+        Ok(copied)
+    }
+
+    /// The SHA-256 of a regular file, as the box itself computes it; `None` if it can't or may not. It is `size` bytes
+    /// large, as far as is known: that decides how long it may take.
+    ///
+    /// # Errors
+    /// [`TransferError::ConnectionLost`] only.
+    pub async fn sha256_by_box(&self, remote: &str, size: u64) -> Result<Option<[u8; 32]>, TransferError> {
+        match checksum::by_box(&self.connection, remote, size).await {
+            None if self.connection.is_closed() => {
+                let (path, source) = (remote.to_owned(), self.connection.lost());
+                Err(TransferError::ConnectionLost { path, source })
+            }
+            hash => Ok(hash),
+        }
     }
 
     /// The SHA-256 of a regular file on the box, which is read for this.
@@ -219,15 +233,19 @@ impl Transfer {
         Ok(disk.map(|disk| disk.blocks_avail.saturating_mul(disk.fragment_size.max(1))))
     }
 
-    async fn create(&self, remote: &str) -> Result<File, TransferError> {
-        let flags = OpenFlags::CREATE | OpenFlags::EXCLUDE | OpenFlags::WRITE;
+    async fn open_for_writing(&self, remote: &str, from: u64) -> Result<File, TransferError> {
+        let new = if from == 0 { OpenFlags::CREATE | OpenFlags::EXCLUDE } else { OpenFlags::empty() };
+        let flags = OpenFlags::WRITE | new;
         match self.guard(remote, async { Ok(self.channel(remote)?.client.open_with_flags(remote, flags).await?) }).await
         {
-            Err(TransferError::Other { .. }) if self.stat(remote).await?.is_some() => {
+            Err(TransferError::Other { .. }) if from == 0 && self.stat(remote).await?.is_some() => {
                 Err(TransferError::AlreadyExists { path: remote.to_owned() })
             }
             Err(error) => Err(self.perhaps_full(remote, error).await),
-            Ok(file) => Ok(file),
+            Ok(mut file) => {
+                self.guard(remote, async { Ok(file.seek(SeekFrom::Start(from)).await?) }).await?;
+                Ok(file)
+            }
         }
     }
 
@@ -245,7 +263,7 @@ impl Transfer {
             Some((folder, _)) => folder,
             None => ".",
         };
-        match timeout(CLEAN_UP, self.free_bytes(folder)).await {
+        match timeout(INQUIRY, self.free_bytes(folder)).await {
             Ok(Ok(Some(free))) if free < FULL => TransferError::NoSpace { path: remote.to_owned() },
             _ => error,
         }

@@ -43,6 +43,19 @@ pub enum BoxEvent {
     Over,
 }
 
+/// An output file that is on the local disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// Which node reported it.
+    pub node: NodeId,
+    /// Which file.
+    pub file: RemoteFile,
+    /// Where it is now.
+    pub local_path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+}
+
 /// One fact about a workflow.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -77,16 +90,11 @@ pub enum Event {
     /// no more, unless it is here already.
     Reported(Vec<(NodeId, NodeOutput)>),
     /// An output file is on the local disk.
-    Stored {
-        /// Which node reported it.
-        node: NodeId,
-        /// Which file.
-        file: RemoteFile,
-        /// Where it is now.
-        local_path: PathBuf,
-        /// Bytes.
-        size: u64,
-    },
+    Stored(Stored),
+    /// An output file came to the local disk after the end, since the user asked for what was missing.
+    StoredLater(Stored),
+    /// What the user asked for after the end did not come, or not all of it.
+    NotStoredLater(Failure),
     /// The run starts over with a new prompt and reports its own results.
     AttemptStarted(PromptId),
     /// Something the user should know that fails nothing.

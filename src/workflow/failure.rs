@@ -34,7 +34,7 @@ pub enum ErrorCode {
     UploadFailed,
     /// An output could not be brought here.
     DownloadFailed,
-    /// The local disk is full.
+    /// A disk is full, here or on the box.
     DiskFull,
     /// The box named a file that must not be written here.
     PathRefused,
@@ -42,6 +42,13 @@ pub enum ErrorCode {
     LimitExceeded,
     /// A fault of this service.
     Internal,
+}
+
+impl ErrorCode {
+    /// Whether the outputs of a run may still come here after it failed for this reason.
+    pub fn is_about_downloads(self) -> bool {
+        matches!(self, Self::DownloadFailed | Self::DiskFull)
+    }
 }
 
 /// More about a failure, where there is more.

@@ -16,7 +16,7 @@ pub mod request;
 pub mod state;
 
 pub use connection::{Connection, ConnectionState};
-pub use event::{BoxEvent, Event};
+pub use event::{BoxEvent, Event, Stored};
 pub use failure::{ErrorCode, ErrorDetail, Failure};
 pub use graph::{Graph, GraphError, Node};
 pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};

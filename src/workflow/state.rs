@@ -3,7 +3,8 @@
 //! [`WorkflowState::apply`] is a pure reducer. The websocket, the history and our own task tell the same facts
 //! late, twice or out of order; these laws absorb that:
 //! a final status absorbs everything after it; phases and progress never go back within one attempt;
-//! the same event twice equals once.
+//! the same event twice equals once. The first law has one exception: what the user asks for after the end may still
+//! come, and a run that failed for nothing but its downloads is then completed.
 
 use chrono::{DateTime, Utc};
 use indexmap::IndexMap;
@@ -11,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     connection::Connection,
-    event::{BoxEvent, Event},
+    event::{BoxEvent, Event, Stored},
     failure::Failure,
     graph::Graph,
     id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId},
     node::{NodeState, NodeStatus},
-    output::{NodeOutput, Output, RemoteFile},
+    output::{NodeOutput, Output},
     request::{Idempotency, Request},
 };
 
@@ -252,7 +253,7 @@ impl WorkflowState {
             return self.idempotency.as_mut().is_some_and(|known| replace(&mut known.tunnel_error, Some(message)));
         }
         let Lifecycle::Active(phase) = self.lifecycle else {
-            return false;
+            return self.apply_after_the_end(at, event);
         };
         let changed = match event {
             Event::Entered(next) => self.enter(phase, next, at),
@@ -267,11 +268,11 @@ impl WorkflowState {
             Event::Waiting { position } => phase <= Phase::Queued && replace(&mut self.queue_position, Some(position)),
             Event::Box(event) => self.apply_box(phase, at, event),
             Event::Reported(reports) => self.settle_outputs(reports),
-            Event::Stored { node, file, local_path, size } => self.note_stored(&node, &file, local_path, size),
+            Event::Stored(stored) => self.note_stored(stored),
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
             Event::Stalled(since) => replace(&mut self.stalled_since, Some(since)),
-            Event::AnsweredWithError(_) => false,
+            Event::AnsweredWithError(_) | Event::StoredLater(_) | Event::NotStoredLater(_) => false,
             Event::Connected => self.connect(Connection::connected(at)) | replace(&mut self.stalled_since, None),
             Event::Reconnecting { cause, next_attempt } => {
                 self.connect(Connection::reconnecting(at, cause, next_attempt))
@@ -408,12 +409,43 @@ impl WorkflowState {
         changed
     }
 
-    fn note_stored(&mut self, node: &NodeId, file: &RemoteFile, local_path: std::path::PathBuf, size: u64) -> bool {
-        let output = self.outputs.iter_mut().find(|known| known.node_id == *node && known.remote == *file);
+    fn note_stored(&mut self, stored: Stored) -> bool {
+        let Stored { node, file, local_path, size } = stored;
+        let output = self.outputs.iter_mut().find(|known| known.node_id == node && known.remote == file);
         output.is_some_and(|output| {
             output.size = Some(size);
             replace(&mut output.local_path, Some(local_path))
         })
+    }
+
+    /// The one way in which a finished workflow changes.
+    fn apply_after_the_end(&mut self, at: DateTime<Utc>, event: Event) -> bool {
+        let changed = match event {
+            Event::StoredLater(stored) => {
+                let stored = self.note_stored(stored);
+                if stored && self.lacked_only_downloads() && self.outputs.iter().all(Output::downloaded) {
+                    self.end(Lifecycle::Completed, at);
+                }
+                stored
+            }
+            Event::NotStoredLater(failure) if self.lacked_only_downloads() && failure.code.is_about_downloads() => {
+                replace(&mut self.lifecycle, Lifecycle::Failed(failure))
+            }
+            Event::NotStoredLater(failure) => {
+                self.warn(format!("the missing outputs could not be fetched: {}", failure.message))
+            }
+            _ => false,
+        };
+        if changed {
+            self.last_update = at;
+        }
+        changed
+    }
+
+    /// Whether the box had run it all, and only the way of its outputs to here failed.
+    fn lacked_only_downloads(&self) -> bool {
+        self.failure().is_some_and(|failure| failure.code.is_about_downloads())
+            && self.completed_nodes() == self.nodes.len()
     }
 
     /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.

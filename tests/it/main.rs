@@ -9,6 +9,7 @@ mod api;
 mod clients;
 mod comfy_client;
 mod docs;
+mod downloads;
 mod far_end;
 mod graphs;
 mod layers;

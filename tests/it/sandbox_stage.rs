@@ -21,7 +21,12 @@ impl Stage {
     }
 
     pub(crate) async fn with(options: SandboxOptions) -> Self {
-        Self { sandbox: Sandbox::start(options).await.unwrap(), service: Service::start(&[]) }
+        Self::configured(options, &[]).await
+    }
+
+    /// As [`with`](Self::with), with settings for the service.
+    pub(crate) async fn configured(options: SandboxOptions, settings: &[(&str, toml::Value)]) -> Self {
+        Self { sandbox: Sandbox::start(options).await.unwrap(), service: Service::start(settings) }
     }
 
     pub(crate) async fn with_settings(settings: &[(&str, toml::Value)]) -> Self {

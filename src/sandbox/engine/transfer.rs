@@ -1,17 +1,20 @@
 //! `/view` and `/upload/image`: files over HTTP.
 //!
-//! Used by the routes. Which names are refused, and how, follows ComfyUI's `server.py`; re-encoding (`preview`,
-//! `channel`) and `Range` are left out: the file comes as it is.
+//! Used by the routes. Which names are refused, and how, follows ComfyUI's `server.py`; how a part of a file is asked for
+//! and sent follows aiohttp's `web_fileresponse.py`. Re-encoding (`preview`, `channel`) is left out: the file comes as it is.
 
+use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 
 use axum::body::{Body, Bytes};
 use axum::extract::multipart::MultipartRejection;
 use axum::extract::{Multipart, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use chrono::{DurationRound, TimeDelta, Utc};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncSeekExt;
 use tokio_util::io::ReaderStream;
 
 use super::Folders;
@@ -24,29 +27,65 @@ const DANGEROUS: [&str; 4] = ["text/html", "application/xhtml+xml", "text/javasc
 /// Copies of one name that an upload may find taken.
 const MAX_COPIES: u32 = 10_000;
 
-pub(super) async fn view(State(shared): Engine, query: Parameters) -> Response {
+pub(super) async fn view(State(shared): Engine, query: Parameters, asked: HeaderMap) -> Response {
     let path = match locate(&shared.folders, &query) {
         Ok(path) => path,
         Err(status) => return status.into_response(),
     };
-    let Ok(file) = tokio::fs::File::open(&path).await else { return StatusCode::NOT_FOUND.into_response() };
-    let Some(length) = file.metadata().await.ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len())
-    else {
+    let Ok(mut file) = tokio::fs::File::open(&path).await else { return StatusCode::NOT_FOUND.into_response() };
+    let Some(metadata) = file.metadata().await.ok().filter(std::fs::Metadata::is_file) else {
         return StatusCode::NOT_FOUND.into_response();
     };
+    let length = metadata.len();
+    let changed = metadata.modified().map(chrono::DateTime::<Utc>::from).unwrap_or_default();
+    let from = first_byte(&asked, changed);
+    if from.is_some_and(|from| from >= length) {
+        let told = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
+        return (StatusCode::RANGE_NOT_SATISFIABLE, told).into_response();
+    }
+    if file.seek(SeekFrom::Start(from.unwrap_or(0))).await.is_err() {
+        return crash();
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mime = mime_guess::from_path(&path).first_or_octet_stream();
     let mime = if DANGEROUS.contains(&mime.essence_str()) { "application/octet-stream" } else { mime.essence_str() };
+    let rest = length - from.unwrap_or(0);
     let mut response = Body::from_stream(ReaderStream::new(file)).into_response();
+    let mut texts = vec![
+        (header::CONTENT_TYPE, mime.to_owned()),
+        // Raw UTF-8 in a header, as aiohttp sends it.
+        (header::CONTENT_DISPOSITION, format!("filename=\"{name}\"")),
+        (header::LAST_MODIFIED, http_date(changed)),
+        (header::ETAG, format!("\"{:x}-{length:x}\"", changed.timestamp_nanos_opt().unwrap_or_default())),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+    ];
+    if let Some(from) = from {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        texts.push((header::CONTENT_RANGE, format!("bytes {from}-{}/{length}", length - 1)));
+    }
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    // Raw UTF-8 in a header, as aiohttp sends it.
-    for (key, text) in [(header::CONTENT_TYPE, mime), (header::CONTENT_DISPOSITION, &format!("filename=\"{name}\""))] {
+    headers.insert(header::CONTENT_LENGTH, rest.into());
+    for (key, text) in texts {
         if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
             headers.insert(key, value);
         }
     }
     response
+}
+
+/// Where the part begins that is asked for (`bytes=N-` only), unless the file changed after the time in `If-Range`.
+fn first_byte(asked: &HeaderMap, changed: chrono::DateTime<Utc>) -> Option<u64> {
+    let text = |name| asked.get(name).and_then(|value| value.to_str().ok());
+    let unchanged = text(header::IF_RANGE).and_then(|time| chrono::DateTime::parse_from_rfc2822(time).ok());
+    let is_fresh = unchanged.is_none_or(|time| changed <= time);
+    text(header::RANGE).filter(|_| is_fresh)?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+}
+
+/// To the next full second, as aiohttp rounds.
+fn http_date(time: chrono::DateTime<Utc>) -> String {
+    let second = time.duration_trunc(TimeDelta::seconds(1)).unwrap_or(time);
+    let rounded = if second < time { second + TimeDelta::seconds(1) } else { second };
+    rounded.format("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 /// The file a query means.

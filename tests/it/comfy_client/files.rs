@@ -13,7 +13,7 @@ use axum::{
     routing::{any, post},
 };
 use comfy_remote::{
-    comfy::{Client, ComfyError},
+    comfy::{Client, ComfyError, Viewed},
     workflow::{Folder, RemoteFile},
 };
 use serde_json::json;
@@ -49,7 +49,7 @@ async fn a_file_with_an_odd_name_is_seen_and_read() {
     let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_555_957);
     assert_eq!((viewed.size, viewed.last_modified), (Some(5), Some(modified)));
     assert!(viewed.is_same_file(5, Some(modified)));
-    let mut download = client.view(&file(NAME, SUBFOLDER)).await.unwrap();
+    let mut download = client.view(&file(NAME, SUBFOLDER), 0, &Viewed::default()).await.unwrap();
     assert_eq!(download.size(), Some(5));
     let mut content = Vec::new();
     assert_eq!(download.copy_to(&mut content, 5).await.unwrap(), 5);
@@ -60,14 +60,14 @@ async fn a_file_with_an_odd_name_is_seen_and_read() {
 async fn a_missing_file_is_no_error_to_ask_for() {
     let client = with_one_file().await;
     assert_eq!(client.stat_view(&file("gone.png", "")).await.unwrap(), None);
-    let error = client.view(&file("gone.png", "")).await.unwrap_err();
+    let error = client.view(&file("gone.png", ""), 0, &Viewed::default()).await.unwrap_err();
     assert!(matches!(error, ComfyError::NotFound { .. }));
     assert_eq!(error.to_string(), "the box has no file gone.png");
 }
 
 #[tokio::test]
 async fn a_file_beyond_the_limit_is_not_taken() {
-    let mut download = with_one_file().await.view(&file(NAME, SUBFOLDER)).await.unwrap();
+    let mut download = with_one_file().await.view(&file(NAME, SUBFOLDER), 0, &Viewed::default()).await.unwrap();
     let error = download.copy_to(&mut Vec::new(), 4).await.unwrap_err();
     assert!(matches!(error, ComfyError::TooBig { limit: 4, .. }));
     // Also when its size was not announced.
@@ -76,7 +76,7 @@ async fn a_file_beyond_the_limit_is_not_taken() {
     let router =
         Router::new().fallback(any(move || async move { Body::from_stream(stream.lock().unwrap().take().unwrap()) }));
     let client = client(router).await;
-    let mut download = client.view(&file("x.png", "")).await.unwrap();
+    let mut download = client.view(&file("x.png", ""), 0, &Viewed::default()).await.unwrap();
     assert_eq!(download.size(), None);
     assert!(matches!(download.copy_to(&mut Vec::new(), 4).await, Err(ComfyError::TooBig { .. })));
 }
@@ -88,7 +88,7 @@ async fn a_cut_body_is_noticed() {
     })
     .await;
     let mut content = Vec::new();
-    let mut download = client.view(&file("x.png", "")).await.unwrap();
+    let mut download = client.view(&file("x.png", ""), 0, &Viewed::default()).await.unwrap();
     let error = download.copy_to(&mut content, 100).await.unwrap_err();
     assert!(matches!(error, ComfyError::Unreachable { sent: true, .. }) && error.is_transient(), "{error}");
     assert_eq!(content, b"12345");
@@ -98,11 +98,11 @@ async fn a_cut_body_is_noticed() {
 async fn a_login_page_is_not_taken_for_a_picture() {
     let client = always(Html("<html><title>Login</title>")).await;
     let expected = "an HTML page titled \"Login\" (HTTP 200)";
-    assert_eq!(found(client.view(&file("x.png", "")).await.unwrap_err()), expected);
+    assert_eq!(found(client.view(&file("x.png", ""), 0, &Viewed::default()).await.unwrap_err()), expected);
     assert!(matches!(client.stat_view(&file("x.png", "")).await, Err(ComfyError::Foreign { .. })));
     // A page that was asked for is one.
     let mut content = Vec::new();
-    client.view(&file("x.html", "")).await.unwrap().copy_to(&mut content, 100).await.unwrap();
+    client.view(&file("x.html", ""), 0, &Viewed::default()).await.unwrap().copy_to(&mut content, 100).await.unwrap();
     assert!(content.starts_with(b"<html>"));
 }
 

@@ -70,6 +70,11 @@ impl ApiClient {
         answer(self.request(Method::POST, &format!("/comfyui/workflow/{id}/cancel"))).await
     }
 
+    /// Asks to fetch what is missing. Without a body or content type.
+    pub(crate) async fn download(&self, id: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::POST, &format!("/comfyui/workflow/{id}/download"))).await
+    }
+
     /// Asks for the outputs.
     pub(crate) async fn outputs(&self, id: &str) -> (StatusCode, Value) {
         self.get(&format!("/comfyui/workflow/{id}/outputs")).await
@@ -104,6 +109,28 @@ impl ApiClient {
                 return progress;
             }
             assert!(!is_over(&progress), "{id} ended before: {what}\n{progress:#}");
+            assert!(Instant::now() < deadline, "{id}: waited {patience:?} in vain for: {what}\n{progress:#}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Looks at the progress, also that of a finished workflow, until it is as `is_reached` wants it, and returns it.
+    ///
+    /// # Panics
+    /// After `patience`.
+    pub(crate) async fn wait_after_the_end(
+        &self,
+        id: &str,
+        what: &str,
+        patience: Duration,
+        is_reached: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let deadline = Instant::now() + patience;
+        loop {
+            let progress = self.progress(id).await;
+            if is_reached(&progress) {
+                return progress;
+            }
             assert!(Instant::now() < deadline, "{id}: waited {patience:?} in vain for: {what}\n{progress:#}");
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -18,6 +18,7 @@ pub(crate) mod client;
 pub(crate) mod comfyui;
 pub(crate) mod service;
 pub(crate) mod sshd;
+pub(crate) mod tmpfs;
 
 /// Longest wait for something that takes a moment, on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(30);

@@ -1,0 +1,64 @@
+//! Room on the disks, here and on the box.
+
+use std::path::Path;
+
+use indicatif::HumanBytes;
+
+use super::{
+    error::{StepError, transfer_lost},
+    execution::Execution,
+    link::Link,
+};
+use crate::workflow::{ErrorCode, Failure};
+
+impl Execution {
+    /// Looks, before money is spent, whether a result has room at both ends. What the box does not tell is no obstacle.
+    pub(super) async fn check_room(&self, link: &Link) -> Result<(), StepError> {
+        let (request, least) = (self.request()?, self.options.min_free_bytes);
+        if least == 0 {
+            return Ok(());
+        }
+        let full = |message| StepError::Fatal(Failure::new(ErrorCode::DiskFull, message));
+        let output_dir = request.output_dir.clone();
+        let checked = tokio::task::spawn_blocking(move || check_room_here(&output_dir, least)).await;
+        checked.unwrap_or(Ok(())).map_err(full)?;
+        let Ok(transfer) = link.transfer().await? else { return Ok(()) };
+        for folder in [&request.comfyui_input_dir, &request.comfyui_output_dir] {
+            match transfer.free_bytes(folder).await {
+                Ok(Some(free)) if free < least => {
+                    return Err(full(format!(
+                        "the box's disk is full: {} are free in its {folder}, and {} must be; remove what is not needed \
+                         there",
+                        HumanBytes(free),
+                        HumanBytes(least)
+                    )));
+                }
+                Ok(_) => {}
+                Err(error) => match transfer_lost(&error) {
+                    Some(lost) => return Err(lost),
+                    None => tracing::debug!(%error, "the room on the box is not known"),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether `least` bytes are free in a folder here; if not, a sentence about that. 0 is always there. Blocks.
+pub(super) fn check_room_here(folder: &Path, least: u64) -> Result<(), String> {
+    match free_bytes(folder) {
+        Some(free) if free < least => Err(format!(
+            "the disk is full: {} are free in {}, and {} must be; free some space",
+            HumanBytes(free),
+            folder.display(),
+            HumanBytes(least)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What may still be written in a folder; `None` when that is not known. Blocks.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}

@@ -1,0 +1,248 @@
+//! Files that are on their way into the output folder.
+//!
+//! A part lies in the folder of its file, under a private name that says whose it is, of which file, and of which content
+//! of that file. So a download goes on where it was cut, also after the service was killed, and never with bytes of
+//! another content. When its workflow is over, nothing of it stays.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::fs::OFlags;
+use sha2::{Digest, Sha256};
+
+use super::{
+    digest::sha256_of,
+    output_folder::{Place, StoreFileError},
+};
+use crate::workflow::{RemoteFile, WorkflowId};
+
+const SUFFIX: &str = ".part";
+
+/// The parts of one workflow. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    owner: WorkflowId,
+    /// No part comes into being any more. The work of a dropped task may go on in the background for a moment.
+    is_over: Arc<Mutex<bool>>,
+}
+
+/// One file of which some bytes may be here.
+#[derive(Debug)]
+pub(super) struct Part {
+    path: PathBuf,
+    length: u64,
+    place: Place,
+}
+
+impl Parts {
+    pub(super) fn of(owner: WorkflowId) -> Self {
+        Self { owner, is_over: Arc::default() }
+    }
+
+    /// The part of a file with this content, below `output_dir`; empty if there was none, or if `content` is not known.
+    /// Parts of the same file with other content are removed. Blocks.
+    pub(super) fn open(
+        &self,
+        output_dir: &Path,
+        file: &RemoteFile,
+        content: Option<&str>,
+    ) -> Result<Part, StoreFileError> {
+        let place = Place::of(output_dir, file)?;
+        // One file that is listed twice comes twice.
+        let listing = [file.folder.as_str(), &file.listed_as, &file.filename].join("\0");
+        let of_file = format!("{}{}-", self.prefix(), brief(&listing));
+        let path = place.folder().join(format!("{of_file}{}{SUFFIX}", brief(content.unwrap_or_default())));
+        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_over {
+            let over = io::Error::new(io::ErrorKind::Interrupted, "the workflow is over");
+            return Err(StoreFileError::io("create", &path)(over));
+        }
+        fs::create_dir_all(place.folder()).map_err(StoreFileError::io("create", place.folder()))?;
+        remove(place.folder(), |name| name.starts_with(&of_file) && path.file_name() != Some(OsStr::new(name)));
+        let opened = open(&path).map_err(StoreFileError::io("create", &path))?;
+        drop(is_over);
+        let mut part = Part { path, length: opened, place };
+        if content.is_none() {
+            part.cut_to(0)?;
+        }
+        Ok(part)
+    }
+
+    /// Removes every part in the folders of these files, and lets no further one come into being. Blocks.
+    pub(super) fn remove_all<'f>(&self, output_dir: &Path, files: impl Iterator<Item = &'f RemoteFile>) {
+        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let mut folders: Vec<PathBuf> =
+            files.filter_map(|file| Place::of(output_dir, file).ok()).map(|place| place.folder().to_owned()).collect();
+        folders.sort();
+        folders.dedup();
+        for folder in folders {
+            remove(&folder, |name| name.starts_with(&self.prefix()));
+        }
+    }
+
+    fn prefix(&self) -> String {
+        format!(".{}-", self.owner)
+    }
+}
+
+impl Part {
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder in which it, and then the file, lies.
+    pub(super) fn folder(&self) -> &Path {
+        self.place.folder()
+    }
+
+    /// How many bytes of the file are here.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Keeps only the first `length` bytes. Blocks.
+    pub(super) fn cut_to(&mut self, length: u64) -> Result<(), StoreFileError> {
+        let cut = || existing(&self.path)?.set_len(length);
+        cut().map_err(StoreFileError::io("write", &self.path))?;
+        self.length = length;
+        Ok(())
+    }
+
+    /// A handle to write the rest to. Blocks.
+    pub(super) fn writer(&self) -> Result<tokio::fs::File, StoreFileError> {
+        let open = || {
+            let mut file = existing(&self.path)?;
+            file.seek(SeekFrom::Start(self.length))?;
+            Ok(tokio::fs::File::from_std(file))
+        };
+        open().map_err(StoreFileError::io("open", &self.path))
+    }
+
+    /// Takes note of bytes that were written behind those that were there.
+    pub(super) fn grew(&mut self, bytes: u64) {
+        self.length += bytes;
+    }
+
+    /// The SHA-256 of all bytes of the part at `path`, as they are on the disk. Blocks.
+    pub(super) fn sha256_at(path: &Path) -> Result<[u8; 32], StoreFileError> {
+        let read = || Ok(sha256_of(&mut File::open(path)?)?.1);
+        read().map_err(StoreFileError::io("read", path))
+    }
+
+    /// Makes the file of it, and returns where that is. Blocks.
+    pub(super) fn keep(self) -> Result<PathBuf, StoreFileError> {
+        existing(&self.path).and_then(|file| file.sync_all()).map_err(StoreFileError::io("write", &self.path))?;
+        self.place.take(&self.path)
+    }
+}
+
+/// Opens or makes a part, and returns its length. Nothing but a regular file is one.
+fn open(path: &Path) -> io::Result<u64> {
+    let meta = options().create(true).truncate(false).open(path)?.metadata()?;
+    if meta.is_file() { Ok(meta.len()) } else { Err(io::Error::other("not a regular file")) }
+}
+
+fn existing(path: &Path) -> io::Result<File> {
+    options().open(path)
+}
+
+/// The name can be guessed: somebody may have put a link there.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options
+}
+
+fn remove(folder: &Path, is_meant: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.ends_with(SUFFIX) && is_meant(name)) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+/// 16 hex digits that stand for a text.
+fn brief(text: &str) -> String {
+    let mut digits = hex::encode(Sha256::digest(text));
+    digits.truncate(16);
+    digits
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::workflow::Folder;
+
+    fn named(filename: &str) -> RemoteFile {
+        let (filename, subfolder, listed_as) = (filename.to_owned(), "sub".to_owned(), "images".to_owned());
+        RemoteFile { filename, subfolder, folder: Folder::Output, listed_as }
+    }
+
+    fn parts(owner: &str) -> Parts {
+        Parts::of(owner.into())
+    }
+
+    fn count(folder: &Path) -> usize {
+        fs::read_dir(folder.join("sub")).unwrap().count()
+    }
+
+    #[test]
+    fn a_part_goes_on_for_the_same_content_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |content| parts("mine").open(folder.path(), &named("a.png"), content).unwrap();
+        let first = open(Some("7 bytes of yesterday"));
+        fs::write(first.path(), "1234").unwrap();
+        assert_eq!(open(Some("7 bytes of yesterday")).length(), 4);
+        assert_eq!(open(Some("7 bytes of today")).length(), 0);
+        assert_eq!(count(folder.path()), 1, "the old one is gone");
+        let unknown = open(None);
+        fs::write(unknown.path(), "1234").unwrap();
+        assert_eq!(open(None).length(), 0);
+    }
+
+    #[test]
+    fn a_whole_part_becomes_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut part = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap();
+        fs::write(part.path(), "12345678").unwrap();
+        part.cut_to(7).unwrap();
+        assert_eq!(Part::sha256_at(part.path()).unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
+        let path = part.keep().unwrap();
+        assert_eq!((path.as_path(), count(folder.path())), (folder.path().join("sub/a.png").as_path(), 1));
+        assert_eq!(fs::read_to_string(path).unwrap(), "1234567");
+    }
+
+    #[test]
+    fn when_it_is_over_nothing_stays_and_nothing_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mine, other) = (parts("mine"), parts("other"));
+        for (parts, name) in [(&mine, "a.png"), (&mine, "b.png"), (&other, "a.png")] {
+            parts.open(folder.path(), &named(name), Some("x")).unwrap();
+        }
+        mine.remove_all(folder.path(), [named("a.png")].iter());
+        assert_eq!(count(folder.path()), 1);
+        mine.clone().open(folder.path(), &named("a.png"), Some("x")).unwrap_err();
+        assert_eq!(count(folder.path()), 1);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_part_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let precious = folder.path().join("precious");
+        fs::write(&precious, "same").unwrap();
+        let path = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap().path().to_owned();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&precious, &path).unwrap();
+        parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap_err();
+        assert_eq!(fs::read_to_string(precious).unwrap(), "same");
+    }
+}
