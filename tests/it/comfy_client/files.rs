@@ -57,6 +57,41 @@ async fn a_file_with_an_odd_name_is_seen_and_read() {
 }
 
 #[tokio::test]
+async fn the_rest_of_a_file_is_asked_for_and_must_be_the_rest_of_that_file() {
+    let answer = |headers: HeaderMap| async move {
+        let text = |name| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+        // As aiohttp does: the time decides, a tag would be ignored.
+        assert_eq!(text(header::IF_RANGE).as_deref(), Some("Tue, 24 Nov 2026 21:32:37 GMT"));
+        assert_eq!(text(header::RANGE).as_deref(), Some("bytes=3-"));
+        let told = [
+            (header::CONTENT_RANGE, "bytes 3-4/5"),
+            (header::LAST_MODIFIED, "Tue, 24 Nov 2026 21:32:37 GMT"),
+            (header::ETAG, "\"a\""),
+        ];
+        (StatusCode::PARTIAL_CONTENT, told, "45").into_response()
+    };
+    let client = client(Router::new().route("/view", any(answer))).await;
+    let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_555_957);
+    let of = |size, etag: &str| Viewed { size: Some(size), last_modified: Some(modified), etag: Some(etag.into()) };
+    let mut rest = client.view(&file("x.png", ""), 3, &of(5, "\"a\"")).await.unwrap();
+    let mut content = Vec::new();
+    assert_eq!((rest.from(), rest.copy_to(&mut content, 5).await.unwrap(), content.as_slice()), (3, 2, &b"45"[..]));
+    for other in [of(6, "\"a\""), of(5, "\"b\"")] {
+        let error = client.view(&file("x.png", ""), 3, &other).await.unwrap_err();
+        assert!(matches!(error, ComfyError::Malformed { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_whole_file_may_come_where_the_rest_was_asked_for() {
+    let client = with_one_file().await;
+    let modified = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_555_957);
+    let of = Viewed { size: Some(5), last_modified: Some(modified), etag: None };
+    let mut whole = client.view(&file(NAME, SUBFOLDER), 3, &of).await.unwrap();
+    assert_eq!((whole.from(), whole.copy_to(&mut Vec::new(), 5).await.unwrap()), (0, 5));
+}
+
+#[tokio::test]
 async fn a_missing_file_is_no_error_to_ask_for() {
     let client = with_one_file().await;
     assert_eq!(client.stat_view(&file("gone.png", "")).await.unwrap(), None);
