@@ -16,7 +16,7 @@ use super::{
     graph::Graph,
     id::{ClientId, NodeId, PromptId, WorkflowId},
     node::{NodeState, NodeStatus},
-    output::{NodeOutput, Output, RemoteFile},
+    output::Output,
     request::{Idempotency, Request},
 };
 
@@ -354,44 +354,6 @@ impl WorkflowState {
         finished
     }
 
-    fn settle_outputs(&mut self, reports: Vec<(NodeId, NodeOutput)>) -> bool {
-        let before = self.outputs.len();
-        self.outputs.retain(|known| {
-            let again =
-                |(node, output): &(NodeId, NodeOutput)| known.node_id == *node && output.files.contains(&known.remote);
-            known.downloaded() || reports.iter().any(again)
-        });
-        let dropped = self.outputs.len() != before;
-        reports.into_iter().fold(dropped, |changed, (node, output)| self.note_output(node, output) | changed)
-    }
-
-    /// A file counts once, also where two nodes report it.
-    fn note_output(&mut self, node: NodeId, output: NodeOutput) -> bool {
-        let mut changed = false;
-        for file in output.files {
-            if !self.outputs.iter().any(|known| known.remote == file) {
-                self.outputs.push(Output::reported(node.clone(), file, &self.request.comfyui_output_dir));
-                changed = true;
-            }
-        }
-        for text in output.texts {
-            let text = Text { node_id: node.clone(), text };
-            if !self.texts.contains(&text) {
-                self.texts.push(text);
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    fn note_stored(&mut self, node: &NodeId, file: &RemoteFile, local_path: std::path::PathBuf, size: u64) -> bool {
-        let output = self.outputs.iter_mut().find(|known| known.node_id == *node && known.remote == *file);
-        output.is_some_and(|output| {
-            output.size = Some(size);
-            replace(&mut output.local_path, Some(local_path))
-        })
-    }
-
     /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.
     fn start_over(&mut self, prompt_id: PromptId) -> bool {
         if self.prompt_id == prompt_id {
@@ -466,5 +428,6 @@ fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
     differs
 }
 
+mod outputs;
 #[cfg(test)]
 mod tests;

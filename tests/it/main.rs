@@ -14,6 +14,7 @@ mod graphs;
 mod layers;
 mod line;
 mod loopback;
+mod memory;
 mod odd_boxes;
 mod openssh;
 mod phases;
