@@ -1,4 +1,4 @@
-//! Memory stays bounded, whatever a box sends.
+//! Memory stays bounded, whatever a box sends and however slowly a client reads.
 
 use std::{
     sync::{
@@ -19,12 +19,13 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     graphs::{self, tag},
     loopback,
     sandbox_stage::{PATIENCE, Stage},
-    support::LOOK_EVERY,
+    support::{LOOK_EVERY, service::Service},
 };
 
 /// What one box may cost, as docs/OPERATIONS.md has it.
@@ -206,4 +207,20 @@ async fn a_flood_on_the_websocket_is_held_back() {
     let (stage, idle) = idle().await;
     listen_to(&stage, &Talker::flooding(), 1 + PICTURES + TEXTS + PATTER).await;
     assert_within_allowance(&stage, idle);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_let_go() {
+    let service = Service::start(&[]);
+    let mut stream = TcpStream::connect(service.url().trim_start_matches("http://")).await.unwrap();
+    let (mut answers, mut requests) = stream.split();
+    let asking = async {
+        let many = "GET /comfyui/workflow/unknown/progress HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(1000);
+        // Stands still when all buffers are full, and fails when the other side has hung up.
+        while requests.write_all(many.as_bytes()).await.is_ok() {}
+    };
+    tokio::time::timeout(PATIENCE, asking).await.expect("the service to hang up");
+    let ended = tokio::time::timeout(PATIENCE, tokio::io::copy(&mut answers, &mut tokio::io::sink())).await;
+    ended.expect("an end of the answers").ok();
+    assert_eq!(service.client().get("/health").await.0, 200);
 }
