@@ -3,19 +3,146 @@
 //! Python's `json.dumps` writes `NaN`, `Infinity` and `-Infinity` bare, which JSON forbids and ComfyUI does in
 //! `/object_info`, `/history` and error messages. A strict parse comes first; only if it fails are those
 //! words replaced by `null`.
+//!
+//! A value in memory takes up to a hundred times the room of its text (`[[],[],…`), so [`Bounded`] counts as it goes.
 
-use serde_json::Value;
+use std::{cell::Cell, fmt};
+
+use serde::de::{Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// About how much memory one value may take with everything in it.
+const MAX_BYTES: usize = 96 << 20;
+
+/// What any value takes, in a list that has grown by doubling.
+const VALUE_BYTES: usize = 128;
+
+/// What an object takes besides, and each of its fields.
+const OBJECT_BYTES: usize = 384;
+const FIELD_BYTES: usize = 96;
+
+/// The key under which serde_json hands over a number (its `arbitrary_precision`).
+const NUMBER_KEY: &str = "$serde_json::private::Number";
 
 /// Parses a document, taking bare `NaN`, `Infinity` and `-Infinity` for `null` and a leading byte-order mark for nothing.
 ///
 /// # Errors
-/// The strict parser's error when the document is not JSON even so.
+/// The strict parser's error when the document is not JSON even so, or would take more than about 96 MiB of memory.
 pub(crate) fn parse_lenient(text: &[u8]) -> Result<Value, serde_json::Error> {
+    parse_lenient_as::<Bounded>(text).map(|bounded| bounded.0)
+}
+
+/// As [`parse_lenient`], straight into a type.
+///
+/// # Errors
+/// As for [`parse_lenient`]; also whatever the type refuses.
+pub(crate) fn parse_lenient_as<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
-    serde_json::from_slice(text).or_else(|strict| {
-        let replaced = replace_non_finite(text).ok_or(strict)?;
-        serde_json::from_slice(&replaced)
-    })
+    match serde_json::from_slice(text) {
+        Err(strict) if strict.is_syntax() => {
+            let replaced = replace_non_finite(text).ok_or(strict)?;
+            serde_json::from_slice(&replaced)
+        }
+        other => other,
+    }
+}
+
+/// Any value that takes at most about 96 MiB.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Bounded(pub(crate) Value);
+
+impl<'de> Deserialize<'de> for Bounded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let left = Cell::new(MAX_BYTES);
+        Counted(&left).deserialize(deserializer).map(Self)
+    }
+}
+
+/// Reads one value and takes what it costs from what is left.
+#[derive(Clone, Copy)]
+struct Counted<'a>(&'a Cell<usize>);
+
+impl Counted<'_> {
+    fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
+        let left = self.0.get().checked_sub(bytes);
+        self.0.set(left.ok_or_else(|| E::custom("it would take too much memory"))?);
+        Ok(())
+    }
+
+    fn scalar<E: Error>(self, value: impl Into<Value>) -> Result<Value, E> {
+        self.take(VALUE_BYTES)?;
+        Ok(value.into())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        self.scalar(value)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
+        self.take(text.len())?;
+        self.scalar(text)
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        self.scalar(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        self.take(VALUE_BYTES)?;
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self)? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        self.take(VALUE_BYTES)?;
+        let mut fields = Map::new();
+        let Some(mut key) = map.next_key::<String>()? else { return Ok(Value::Object(fields)) };
+        if key == NUMBER_KEY {
+            let digits: String = map.next_value()?;
+            return digits.parse::<Number>().map(Value::Number).map_err(A::Error::custom);
+        }
+        self.take(OBJECT_BYTES)?;
+        loop {
+            self.take(FIELD_BYTES + key.len())?;
+            let value = map.next_value_seed(self)?;
+            fields.insert(key, value);
+            key = match map.next_key()? {
+                Some(next) => next,
+                None => return Ok(Value::Object(fields)),
+            };
+        }
+    }
 }
 
 /// `None` when there was nothing to replace.
@@ -56,6 +183,26 @@ mod tests {
         assert_eq!(value["b"], json!([null, null]));
         assert_eq!(value["NaN"], json!("say \"NaN\" \\"));
         assert_eq!(value["c"].to_string(), "18446744073709551615");
+    }
+
+    #[test]
+    fn every_kind_of_value_is_read_as_serde_json_reads_it() {
+        let text =
+            br#"{"a": [1, -2.50, 1e400, "x", true, null, {}, {"b": []}], "": 12345678901234567890123, "a2": "\u00e9"}"#;
+        let plain: Value = serde_json::from_slice(text).expect("valid");
+        assert_eq!(parse_lenient(text).expect("valid"), plain);
+        assert_eq!(plain["a"][1].to_string(), "-2.50");
+    }
+
+    #[test]
+    fn what_would_take_too_much_memory_is_refused() {
+        for item in ["[]", "1", "{}", "{\"\":1}", "\"\""] {
+            let list = format!("[{}{item}]", format!("{item},").repeat((8 << 20) / item.len()));
+            let error = parse_lenient(list.as_bytes()).expect_err("too much");
+            assert!(error.to_string().starts_with("it would take too much memory"), "{item}: {error}");
+        }
+        // A long text is not what costs.
+        assert!(parse_lenient(format!("[\"{}\"]", "x".repeat(32 << 20)).as_bytes()).is_ok());
     }
 
     #[test]

@@ -3,12 +3,20 @@
 use bytes::Bytes;
 use reqwest::{Response, StatusCode, header};
 use serde_json::Value;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ComfyError;
 use crate::json::parse_lenient;
 
 /// Longest excerpt of a body in a message, in characters.
 const EXCERPT_CHARS: usize = 200;
+
+/// A body up to this size is nothing to be careful about.
+const SMALL_BYTES: u64 = 1 << 20;
+
+/// Larger bodies share this much memory, in MiB, whatever the number of boxes; the rest of them waits, within its
+/// deadline.
+static LARGE_BODIES: Semaphore = Semaphore::const_new(96);
 
 /// A proxy of rented boxes sets this on the page it shows while ComfyUI starts, also with status 200.
 const PLACEHOLDER_HEADER: &str = "x-portal-placeholder";
@@ -22,19 +30,26 @@ pub(super) struct Answer {
     content_type: String,
     location: String,
     is_placeholder: bool,
+    /// Its part of what large bodies share.
+    share: Option<SemaphorePermit<'static>>,
 }
 
 impl Answer {
     /// Reads the body, up to `limit` bytes.
     pub(super) async fn read(what: &'static str, mut response: Response, limit: u64) -> Result<Self, ComfyError> {
         let mut answer = Self::head(what, &response);
-        if response.content_length().is_some_and(|length| length > limit) {
+        let announced = response.content_length();
+        if announced.is_some_and(|length| length > limit) {
             return Err(ComfyError::TooBig { what, limit });
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| ComfyError::from_reqwest(what, error))? {
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(ComfyError::TooBig { what, limit });
+            }
+            // Taken in one go, so that no two of them wait for each other with half of what they need.
+            if answer.share.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
+                answer.share = share(announced.unwrap_or(limit)).await;
             }
             body.extend_from_slice(&chunk);
         }
@@ -55,6 +70,7 @@ impl Answer {
             content_type: text(header::CONTENT_TYPE).to_ascii_lowercase(),
             location: text(header::LOCATION),
             is_placeholder: response.headers().contains_key(PLACEHOLDER_HEADER),
+            share: None,
         }
     }
 
@@ -167,6 +183,12 @@ impl Answer {
     }
 }
 
+/// The memory for a large body, once there is enough of it.
+async fn share(bytes: u64) -> Option<SemaphorePermit<'static>> {
+    let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+    LARGE_BODIES.acquire_many(mib).await.ok()
+}
+
 /// Text on one line, without control characters, at most [`EXCERPT_CHARS`] characters.
 pub(super) fn clip(text: &str) -> String {
     clip_to(text, EXCERPT_CHARS)
@@ -198,6 +220,7 @@ mod tests {
             content_type: content_type.into(),
             location: location.into(),
             is_placeholder: false,
+            share: None,
         }
     }
 

@@ -15,7 +15,13 @@ use super::{
     queue::{Marker, RawEntry, id_of},
     tolerant::{self, Parts, Tolerant},
 };
-use crate::workflow::{NodeId, NodeOutput, PromptId, WorkflowId};
+use crate::{
+    json::Bounded,
+    workflow::{NodeId, NodeOutput, PromptId, WorkflowId},
+};
+
+/// Most entries that are kept of one answer; we ask for twenty at most.
+const MAX_ENTRIES: usize = 1000;
 
 /// One finished run.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +81,7 @@ struct Document {
 impl Parts for Document {
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         let Tolerant(raw) = map.next_value::<Tolerant<RawHistory>>()?;
-        if raw.is_object {
+        if raw.is_object && self.entries.len() < MAX_ENTRIES {
             self.entries.push(raw.read(key));
         }
         Ok(())
@@ -97,9 +103,9 @@ impl Parts for RawHistory {
         self.is_object = true;
         match key {
             "prompt" => self.submission = map.next_value::<Tolerant<RawEntry>>()?.0,
-            "outputs" => self.outputs = map.next_value()?,
-            "status" => self.status = map.next_value()?,
-            "meta" => self.meta = map.next_value()?,
+            "outputs" => self.outputs = map.next_value::<Bounded>()?.0,
+            "status" => self.status = map.next_value::<Bounded>()?.0,
+            "meta" => self.meta = map.next_value::<Bounded>()?.0,
             _ => map.next_value::<IgnoredAny>().map(drop)?,
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Most nodes that are remembered; what is told about more is passed on every time.
-const MAX_NODES: usize = 100_000;
+const MAX_NODES: usize = 20_000;
 
 /// What one message says.
 #[derive(Debug, Clone, Default, PartialEq)]

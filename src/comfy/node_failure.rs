@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{answer::clip_to, client::text_of};
+use super::{answer::clip_to, client::text_of, queue::id_of};
 use crate::workflow::NodeId;
 
 /// Longest exception message that is kept, in bytes. ComfyUI appends tips, nodes whole tensors.
@@ -61,8 +61,8 @@ impl NodeFailure {
             return None;
         }
         Some(Self {
-            node_id: text_of(data, "node_id").map(NodeId::from),
-            node_type: text_of(data, "node_type"),
+            node_id: data.get("node_id").and_then(id_of).map(NodeId::from),
+            node_type: text_of(data, "node_type").map(|class| clip_to(&class, 200)),
             exception_type: exception_type.map(|kind| clip_to(&kind, 200)),
             exception_message: bounded(text_of(data, "exception_message").unwrap_or_default().trim()),
             traceback_tail: traceback_tail(data.get("traceback").unwrap_or(&Value::Null)),

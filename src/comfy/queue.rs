@@ -7,10 +7,19 @@ use serde::de::{MapAccess, SeqAccess};
 use serde_json::Value;
 
 use super::tolerant::{self, Parts, Tolerant};
-use crate::workflow::{ClientId, NodeId, PromptId, WorkflowId};
+use crate::{
+    json::Bounded,
+    workflow::{ClientId, NodeId, PromptId, WorkflowId},
+};
 
 /// Most entries that are kept of each list.
 const MAX_ENTRIES: usize = 100_000;
+
+/// Most output nodes that are kept of all entries of a list together.
+const MAX_TARGETS: usize = 100_000;
+
+/// No id that ComfyUI or its users give is longer, in bytes; what is, is no id.
+const MAX_ID_BYTES: usize = 1024;
 
 /// The key under which [`Marker`] is left in `extra_data`.
 pub(super) const MARKER_KEY: &str = "comfy_remote";
@@ -118,19 +127,26 @@ impl Parts for Lists {
             "queue_pending" => &mut self.pending,
             _ => return map.next_value::<serde::de::IgnoredAny>().map(drop),
         };
-        *list = Some(map.next_value::<Tolerant<Entries>>()?.0.0);
+        *list = Some(map.next_value::<Tolerant<Entries>>()?.0.kept);
         Ok(())
     }
 }
 
 #[derive(Debug, Default)]
-struct Entries(Vec<Entry>);
+struct Entries {
+    kept: Vec<Entry>,
+    targets: usize,
+}
 
 impl Parts for Entries {
     fn element<'de, A: SeqAccess<'de>>(&mut self, _index: usize, seq: &mut A) -> Result<bool, A::Error> {
         let Some(Tolerant(entry)) = seq.next_element::<Tolerant<RawEntry>>()? else { return Ok(false) };
-        if self.0.len() < MAX_ENTRIES {
-            self.0.extend(entry.checked());
+        if self.kept.len() < MAX_ENTRIES
+            && let Some(mut entry) = entry.checked()
+        {
+            self.targets += entry.targets.as_ref().map_or(0, Vec::len);
+            entry.targets = entry.targets.filter(|_| self.targets <= MAX_TARGETS);
+            self.kept.push(entry);
         }
         Ok(true)
     }
@@ -165,8 +181,8 @@ impl Parts for RawEntry {
     /// The fork's form.
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
-            "priority" | "number" => self.number = Some(map.next_value()?),
-            "prompt_id" => self.prompt_id = Some(map.next_value()?),
+            "priority" | "number" => self.number = Some(map.next_value::<Bounded>()?.0),
+            "prompt_id" => self.prompt_id = Some(map.next_value::<Bounded>()?.0),
             "extra_data" => self.extra = Some(map.next_value::<Tolerant<Extra>>()?.0),
             _ => map.next_value::<serde::de::IgnoredAny>().map(drop)?,
         }
@@ -176,8 +192,8 @@ impl Parts for RawEntry {
     /// ComfyUI's form: number, id, graph, extra data, outputs. Behind the graph, the first object is the extra data.
     fn element<'de, A: SeqAccess<'de>>(&mut self, index: usize, seq: &mut A) -> Result<bool, A::Error> {
         match index {
-            0 => self.number = seq.next_element()?,
-            1 => self.prompt_id = seq.next_element()?,
+            0 => self.number = seq.next_element::<Bounded>()?.map(|number| number.0),
+            1 => self.prompt_id = seq.next_element::<Bounded>()?.map(|id| id.0),
             2 => return seq.next_element::<serde::de::IgnoredAny>().map(|graph| graph.is_some()),
             _ => {
                 let Some(Tolerant(extra)) = seq.next_element::<Tolerant<Extra>>()? else { return Ok(false) };
@@ -210,8 +226,8 @@ impl Parts for Extra {
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         self.is_object = true;
         match key {
-            "client_id" => self.client_id = map.next_value::<Value>()?.as_str().map(str::to_owned),
-            MARKER_KEY => self.marker = Marker::read(&map.next_value()?),
+            "client_id" => self.client_id = map.next_value::<Bounded>()?.0.as_str().map(str::to_owned),
+            MARKER_KEY => self.marker = Marker::read(&map.next_value::<Bounded>()?.0),
             _ => map.next_value::<serde::de::IgnoredAny>().map(drop)?,
         }
         Ok(())
@@ -219,8 +235,8 @@ impl Parts for Extra {
 
     fn element<'de, A: SeqAccess<'de>>(&mut self, _index: usize, seq: &mut A) -> Result<bool, A::Error> {
         let listed = self.listed.get_or_insert_default();
-        let Some(id) = seq.next_element::<Value>()? else { return Ok(false) };
-        if listed.len() < MAX_ENTRIES {
+        let Some(Bounded(id)) = seq.next_element()? else { return Ok(false) };
+        if listed.len() < MAX_TARGETS {
             listed.extend(id_of(&id));
         }
         Ok(true)
@@ -238,8 +254,8 @@ impl Marker {
 /// An id, which sloppy servers send as a number.
 pub(super) fn id_of(value: &Value) -> Option<String> {
     match value {
-        Value::String(id) => Some(id.clone()),
-        Value::Number(id) => Some(id.to_string()),
+        Value::String(id) => Some(id.clone()).filter(|id| id.len() <= MAX_ID_BYTES),
+        Value::Number(id) => Some(id.to_string()).filter(|id| id.len() <= MAX_ID_BYTES),
         _ => None,
     }
 }

@@ -43,13 +43,14 @@ const CLOSE: Duration = Duration::from_secs(1);
 const PATIENCE: Patience = Patience { ping_every: Duration::from_secs(20), pong_within: Duration::from_secs(10) };
 
 /// Longest message. Nodes report whole pictures in base64; beyond this, polling has to do.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
 /// The library's own size would be most of what an idle socket costs.
 const READ_BUFFER_BYTES: usize = 16 << 10;
 
-/// Most messages that may come before the greeting.
+/// Most messages, and most bytes of them, that may come before the greeting.
 const MAX_EARLY: usize = 256;
+const MAX_EARLY_BYTES: usize = 4 << 20;
 
 /// A frame with content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,21 @@ pub enum SocketMessage {
     Text(Utf8Bytes),
     /// A preview or the like.
     Binary(Bytes),
+}
+
+impl SocketMessage {
+    /// Bytes of its content.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it has no content.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Why a websocket is of no use, or no longer.
@@ -81,7 +97,7 @@ pub enum SocketError {
     /// It went silent and did not answer a ping.
     #[error("the websocket does not answer any more")]
     Dead,
-    /// A message is longer than 64 MiB.
+    /// A message is longer than 32 MiB.
     #[error("a message on the websocket is too long")]
     TooBig,
     /// The connection broke, or what came is no websocket.
@@ -203,6 +219,7 @@ impl Socket {
         if let Some(key) = credential_key {
             self.send(json!({"type": "credential_auth", "data": {"credential_key": key}}), deadline).await?;
         }
+        let mut bytes = 0;
         loop {
             let next = std::future::poll_fn(|cx| self.poll_next(cx));
             let message = match tokio::time::timeout_at(deadline, next).await {
@@ -211,12 +228,13 @@ impl Socket {
                 Err(_) => return Err(SocketError::NotReady(GREETING)),
             };
             let status = status_of(&message);
+            bytes += message.len();
             self.early.push_back(message);
             if let Some(status) = status {
                 self.credential_key = text_of(&status, "credential_key");
                 break;
             }
-            if self.early.len() >= MAX_EARLY {
+            if self.early.len() >= MAX_EARLY || bytes >= MAX_EARLY_BYTES {
                 break;
             }
         }

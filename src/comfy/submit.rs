@@ -6,9 +6,9 @@ use thiserror::Error;
 
 use super::{
     answer::Answer,
-    client::{Client, LARGE, text_of},
+    client::{Client, LARGE},
     error::ComfyError,
-    queue::MARKER_KEY,
+    queue::{MARKER_KEY, id_of},
     refusal::{Findings, Refusal},
 };
 use crate::workflow::{ClientId, PromptId, WorkflowId};
@@ -129,7 +129,7 @@ fn refusal(answer: &Answer, graph: &Value) -> Refusal {
 fn accepted(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
     let foreign = || SubmitError::Foreign { found: answer.describe() };
     let body = answer.json().map_err(|_| foreign())?;
-    let prompt_id = text_of(&body, "prompt_id").ok_or_else(foreign)?;
+    let prompt_id = body.get("prompt_id").and_then(id_of).ok_or_else(foreign)?;
     let node_errors = body.get("node_errors").unwrap_or(&Value::Null);
     Ok(Submitted { prompt_id: prompt_id.into(), findings: Findings::read(node_errors, graph) })
 }

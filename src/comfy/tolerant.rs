@@ -7,21 +7,14 @@ use std::fmt;
 
 use serde::{
     Deserialize,
-    de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
 
-use crate::json::parse_lenient;
+use crate::json::parse_lenient_as;
 
 /// Parses a document, taking bare `NaN` and its like for `null` if it must.
-pub(super) fn parse<'de, T>(text: &'de [u8]) -> Result<T, String>
-where
-    T: for<'any> Deserialize<'any>,
-{
-    serde_json::from_slice(text).or_else(|_| {
-        let value: Value = parse_lenient(text).map_err(|error| error.to_string())?;
-        T::deserialize(value).map_err(|error| error.to_string())
-    })
+pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    parse_lenient_as(text).map_err(|error| error.to_string())
 }
 
 /// What to do with an object or an array; anything else counts as absent.

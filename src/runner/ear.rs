@@ -3,15 +3,20 @@
 //! ComfyUI sends to its sockets one after the other and waits for each, so a reader that pauses holds up everybody
 //! (server.py, send, v0.3.64). A task of its own reads, answers pings, and drops the pictures that nobody here looks at.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::comfy::{Socket, SocketMessage};
 
-/// Messages that may wait for their reader. Beyond that the socket is not read until there is room again.
+/// Messages that may wait for their reader, and bytes of them. Beyond that the socket is not read until there is room
+/// again; a longer message waits alone.
 const BACKLOG: usize = 1024;
+const BACKLOG_BYTES: u32 = 4 << 20;
 
 /// How long saying goodbye may take.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -19,7 +24,7 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// An open websocket. Dropped, it says goodbye in the background.
 #[derive(Debug)]
 pub(super) struct Ear {
-    messages: mpsc::Receiver<SocketMessage>,
+    messages: mpsc::Receiver<(SocketMessage, OwnedSemaphorePermit)>,
     stop: CancellationToken,
     reader: JoinHandle<()>,
 }
@@ -34,7 +39,7 @@ impl Ear {
 
     /// The next message; `None` when the socket is gone. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<SocketMessage> {
-        self.messages.recv().await
+        self.messages.recv().await.map(|(message, _)| message)
     }
 
     /// Says goodbye and waits until that is done: a goodbye that comes after another socket has opened under the same
@@ -51,13 +56,20 @@ impl Drop for Ear {
     }
 }
 
-async fn read(mut socket: Socket, sender: mpsc::Sender<SocketMessage>, stop: CancellationToken) {
+async fn read(
+    mut socket: Socket,
+    sender: mpsc::Sender<(SocketMessage, OwnedSemaphorePermit)>,
+    stop: CancellationToken,
+) {
+    let room = Arc::new(Semaphore::new(BACKLOG_BYTES as usize));
     let forward = async {
         loop {
             match socket.next().await {
                 Ok(SocketMessage::Binary(_)) => {}
                 Ok(message) => {
-                    if sender.send(message).await.is_err() {
+                    let bytes = u32::try_from(message.len()).unwrap_or(u32::MAX).min(BACKLOG_BYTES);
+                    let Ok(permit) = room.clone().acquire_many_owned(bytes).await else { break };
+                    if sender.send((message, permit)).await.is_err() {
                         break;
                     }
                 }
@@ -71,4 +83,47 @@ async fn read(mut socket: Socket, sender: mpsc::Sender<SocketMessage>, stop: Can
     stop.run_until_cancelled(forward).await;
     drop(sender);
     socket.close().await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::SinkExt;
+    use tokio_tungstenite::{accept_async, tungstenite::Message};
+
+    use super::*;
+    use crate::workflow::ClientId;
+
+    const MESSAGES: usize = 64;
+    const MIB: usize = 1 << 20;
+
+    #[tokio::test]
+    async fn what_waits_for_its_reader_is_bounded_in_bytes() {
+        let (near, far) = tokio::io::duplex(MIB);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counter = sent.clone();
+        tokio::spawn(async move {
+            let mut server = accept_async(far).await.unwrap();
+            server.send(Message::text(r#"{"type": "status", "data": {}}"#)).await.unwrap();
+            for _ in 0..MESSAGES {
+                server.send(Message::text("x".repeat(MIB))).await.unwrap();
+                counter.fetch_add(1, Ordering::SeqCst);
+            }
+            std::future::pending::<()>().await;
+        });
+        let mut ear = Ear::new(Socket::connect(near, &ClientId::fresh()).await.unwrap());
+        // All of this happens in one thread and in memory: it has come to rest long before.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        let before = sent.load(Ordering::SeqCst);
+        assert!((4..12).contains(&before), "{before} MiB");
+        // The greeting is one of them.
+        for _ in 0..=MESSAGES {
+            assert!(ear.next().await.is_some());
+        }
+        assert_eq!(sent.load(Ordering::SeqCst), MESSAGES);
+    }
 }

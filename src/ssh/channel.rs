@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Packets kept for the reader, besides russh's own 1024.
+/// Packets kept for the reader, besides russh's own 256.
 const KEPT: usize = 64;
 /// A reader that takes nothing for so long loses its channel.
 const READER_STALL: Duration = Duration::from_secs(10);

@@ -74,7 +74,8 @@ pub(super) fn config(endpoint: &Endpoint, record: &Record) -> client::Config {
         window_size: 16 << 20,
         // More would be legal, and OpenSSH takes 256 KiB, but that was not measurably faster, and russh logs an error.
         maximum_packet_size: 65_535,
-        channel_buffer_size: 1024,
+        // Packets of up to 64 KiB: with these a channel takes up to 20 MiB while its reader stands still.
+        channel_buffer_size: 256,
         preferred: Preferred {
             key: Cow::Owned(host_key_algorithms(&record.algorithms())),
             cipher: Cow::Borrowed(&[

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     connection::Connection,
-    event::{BoxEvent, Event, Stored},
+    event::{BoxEvent, Event},
     failure::Failure,
     graph::Graph,
     id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId},
     node::{NodeState, NodeStatus},
-    output::{NodeOutput, Output},
+    output::Output,
     request::{Idempotency, Request},
 };
 
@@ -379,75 +379,6 @@ impl WorkflowState {
         finished
     }
 
-    fn settle_outputs(&mut self, reports: Vec<(NodeId, NodeOutput)>) -> bool {
-        let before = self.outputs.len();
-        self.outputs.retain(|known| {
-            let again =
-                |(node, output): &(NodeId, NodeOutput)| known.node_id == *node && output.files.contains(&known.remote);
-            known.downloaded() || reports.iter().any(again)
-        });
-        let dropped = self.outputs.len() != before;
-        reports.into_iter().fold(dropped, |changed, (node, output)| self.note_output(node, output) | changed)
-    }
-
-    /// A file counts once, also where two nodes report it.
-    fn note_output(&mut self, node: NodeId, output: NodeOutput) -> bool {
-        let mut changed = false;
-        for file in output.files {
-            if !self.outputs.iter().any(|known| known.remote == file) {
-                self.outputs.push(Output::reported(node.clone(), file, &self.request.comfyui_output_dir));
-                changed = true;
-            }
-        }
-        for text in output.texts {
-            let text = Text { node_id: node.clone(), text };
-            if !self.texts.contains(&text) {
-                self.texts.push(text);
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    fn note_stored(&mut self, stored: Stored) -> bool {
-        let Stored { node, file, local_path, size } = stored;
-        let output = self.outputs.iter_mut().find(|known| known.node_id == node && known.remote == file);
-        output.is_some_and(|output| {
-            output.size = Some(size);
-            replace(&mut output.local_path, Some(local_path))
-        })
-    }
-
-    /// The one way in which a finished workflow changes.
-    fn apply_after_the_end(&mut self, at: DateTime<Utc>, event: Event) -> bool {
-        let changed = match event {
-            Event::StoredLater(stored) => {
-                let stored = self.note_stored(stored);
-                if stored && self.lacked_only_downloads() && self.outputs.iter().all(Output::downloaded) {
-                    self.end(Lifecycle::Completed, at);
-                }
-                stored
-            }
-            Event::NotStoredLater(failure) if self.lacked_only_downloads() && failure.code.is_about_downloads() => {
-                replace(&mut self.lifecycle, Lifecycle::Failed(failure))
-            }
-            Event::NotStoredLater(failure) => {
-                self.warn(format!("the missing outputs could not be fetched: {}", failure.message))
-            }
-            _ => false,
-        };
-        if changed {
-            self.last_update = at;
-        }
-        changed
-    }
-
-    /// Whether the box had run it all, and only the way of its outputs to here failed.
-    fn lacked_only_downloads(&self) -> bool {
-        self.failure().is_some_and(|failure| failure.code.is_about_downloads())
-            && self.completed_nodes() == self.nodes.len()
-    }
-
     /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.
     fn start_over(&mut self, prompt_id: PromptId) -> bool {
         if self.prompt_id == prompt_id {
@@ -525,5 +456,6 @@ fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
     differs
 }
 
+mod outputs;
 #[cfg(test)]
 mod tests;

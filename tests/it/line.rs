@@ -75,7 +75,8 @@ fn to_box(mut request: Value, other: &Sandbox) -> Value {
 
 #[tokio::test]
 async fn a_full_box_holds_up_its_own_workflows_in_their_order_and_no_other_box() {
-    let stage = Stage::with_settings(&[ONE_PER_BOX]).await;
+    // Whoever waits in line gets the answer at once: longer than this the client does not wait.
+    let stage = Stage::with_settings(&[ONE_PER_BOX, ("ssh.execute_wait_s", 600.into())]).await;
     let other = Sandbox::start(SandboxOptions::default()).await.unwrap();
     let hold = stage.sandbox.engine().hold_at_step("2", 1);
     let ids = stage.accept(4).await;

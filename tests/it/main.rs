@@ -15,6 +15,7 @@ mod graphs;
 mod layers;
 mod line;
 mod loopback;
+mod memory;
 mod odd_boxes;
 mod once;
 mod openssh;

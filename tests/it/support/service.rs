@@ -84,6 +84,18 @@ impl Service {
         self.log.lines().join("\n")
     }
 
+    /// Bytes of memory that it has (`VmRSS`), or had at most (`VmHWM`).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub(crate) fn memory(&self, what: &str) -> u64 {
+        let id = self.running.as_ref().expect("a running service").process.id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("the status of a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("a number of KiB") << 10
+    }
+
     /// Kills it at once (`SIGKILL`), as a crash would.
     pub(crate) fn kill(&mut self) {
         if let Some(mut running) = self.running.take() {
