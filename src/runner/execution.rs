@@ -81,8 +81,10 @@ impl Execution {
             Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more"))
         });
         let has_begun = self.state().is_ok_and(|state| state.phase() > Some(Phase::Waiting));
+        // Who has not begun leaves the line before its end shows.
+        let place = has_begun.then_some(seat);
         self.finish(event).await;
-        if has_begun {
+        if place.is_some() {
             self.remove_partial_upload().await;
         }
     }
