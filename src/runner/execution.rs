@@ -86,8 +86,10 @@ impl Execution {
         let has_begun = self.state().is_ok_and(|state| state.phase() > Some(Phase::Waiting));
         // A final status promises that nothing half-done is left here.
         self.remove_parts().await;
+        // Who has not begun leaves the line before its end shows.
+        let place = has_begun.then_some(seat);
         self.finish(event).await;
-        if has_begun {
+        if place.is_some() {
             self.remove_partial_upload().await;
         }
     }
