@@ -56,6 +56,9 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping | runner::ExecuteError::Internal => {
                 Self::internal(error.to_string())
             }
