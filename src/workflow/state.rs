@@ -282,7 +282,7 @@ impl WorkflowState {
     fn apply_box(&mut self, phase: Phase, at: DateTime<Utc>, event: BoxEvent) -> bool {
         match event {
             BoxEvent::Started => self.enter(phase, Phase::Running, at),
-            BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache),
+            BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache) | self.leave_done_node(),
             BoxEvent::NodeStarted(node) => {
                 let running = self.enter(phase, Phase::Running, at);
                 self.set_running(&node, |state| state.start()) | running
@@ -321,6 +321,7 @@ impl WorkflowState {
         }
         let mut known = std::mem::take(&mut self.nodes);
         self.nodes = order.iter().filter_map(|id| known.swap_remove_entry(id)).collect();
+        self.leave_done_node();
         true
     }
 
@@ -346,12 +347,18 @@ impl WorkflowState {
     }
 
     fn finish_node(&mut self, id: &NodeId) -> bool {
-        let finished = self.nodes.get_mut(id).is_some_and(NodeState::finish);
-        if finished && self.current_node.as_ref() == Some(id) {
+        self.nodes.get_mut(id).is_some_and(NodeState::finish) | self.leave_done_node()
+    }
+
+    /// Sees to it that the current node is one that runs.
+    fn leave_done_node(&mut self) -> bool {
+        let over = |id: &NodeId| self.nodes.get(id).is_none_or(NodeState::is_done);
+        let left = self.current_node.as_ref().is_some_and(over);
+        if left {
             let running = self.nodes.values().find(|node| node.status == NodeStatus::Executing);
             self.current_node = running.map(|node| node.id.clone());
         }
-        finished
+        left
     }
 
     fn settle_outputs(&mut self, reports: Vec<(NodeId, NodeOutput)>) -> bool {
@@ -387,8 +394,7 @@ impl WorkflowState {
     fn note_stored(&mut self, node: &NodeId, file: &RemoteFile, local_path: std::path::PathBuf, size: u64) -> bool {
         let output = self.outputs.iter_mut().find(|known| known.node_id == *node && known.remote == *file);
         output.is_some_and(|output| {
-            output.size = Some(size);
-            replace(&mut output.local_path, Some(local_path))
+            replace(&mut output.size, Some(size)) | replace(&mut output.local_path, Some(local_path))
         })
     }
 
