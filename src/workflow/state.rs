@@ -321,7 +321,6 @@ impl WorkflowState {
         }
         let mut known = std::mem::take(&mut self.nodes);
         self.nodes = order.iter().filter_map(|id| known.swap_remove_entry(id)).collect();
-        self.leave_done_node();
         true
     }
 
@@ -352,8 +351,8 @@ impl WorkflowState {
 
     /// Sees to it that the current node is one that runs.
     fn leave_done_node(&mut self) -> bool {
-        let over = |id: &NodeId| self.nodes.get(id).is_none_or(NodeState::is_done);
-        let left = self.current_node.as_ref().is_some_and(over);
+        let done = |id: &NodeId| self.nodes.get(id).is_some_and(NodeState::is_done);
+        let left = self.current_node.as_ref().is_some_and(done);
         if left {
             let running = self.nodes.values().find(|node| node.status == NodeStatus::Executing);
             self.current_node = running.map(|node| node.id.clone());
