@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     graphs::{self, tag},
     sandbox_stage::Stage,
-    support::{eventually, service::Service},
+    support::{SOON, eventually, service::Service},
 };
 
 impl Stage {
@@ -76,11 +76,20 @@ impl Stage {
 }
 
 /// What a second service says when it does not start.
-fn refusal(command: &mut Command) -> String {
-    let ended = command.output().unwrap();
+async fn refusal(command: Command) -> String {
+    let mut command = tokio::process::Command::from(command);
+    let ended = tokio::time::timeout(SOON, command.kill_on_drop(true).output()).await.expect("a start that fails");
+    let ended = ended.unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
+}
+
+/// The same for one that is given another name of the state file.
+async fn refusal_named(first: &Service, name: &str) -> String {
+    let mut command = first.command();
+    command.env("COMFY_REMOTE_STATE__FILE", name);
+    refusal(command).await
 }
 
 #[tokio::test]
@@ -154,7 +163,7 @@ async fn a_folder_of_the_state_that_is_removed_comes_back_with_everything_in_it(
     let graph = stage.graphs_folder().join(format!("{id}.json"));
     eventually("the graph", async || graph.is_file().then_some(())).await;
     stage.healthy_again().await;
-    let said = refusal(&mut stage.service.command());
+    let said = refusal(stage.service.command()).await;
     assert!(said.contains(&format!("in use by process {}", stage.service.process())), "{said}");
     hold.release();
     stage.completed(&id).await;
@@ -182,11 +191,11 @@ async fn a_lock_file_that_is_removed_keeps_a_second_service_out_all_the_same() {
     // While it is stopped it can't put the lock file back.
     stage.service.signal(Signal::STOP);
     fs::remove_file(stage.lock_file()).unwrap();
-    let said = refusal(&mut stage.service.command());
+    let said = refusal(stage.service.command()).await;
     assert!(said.contains("state.json is in use by another process"), "{said}");
     stage.service.signal(Signal::CONT);
     stage.lock_names(stage.service.process()).await;
-    let said = refusal(&mut stage.service.command());
+    let said = refusal(stage.service.command()).await;
     assert!(said.contains(&format!("in use by process {}", stage.service.process())), "{said}");
     stage.healthy_again().await;
 }
@@ -231,12 +240,12 @@ async fn one_state_file_by_any_of_its_names_has_one_service() {
         "link/state.json",
         &format!("../{own_name}/state/state.json"),
     ] {
-        let said = refusal(service.command().env("COMFY_REMOTE_STATE__FILE", name));
+        let said = refusal_named(&service, name).await;
         assert!(said.contains(&holder), "{name}: {said}");
     }
     eventually("the first write", async || service.state_file().is_file().then_some(())).await;
     symlink(service.state_file(), folder.join("state.link")).unwrap();
-    let said = refusal(service.command().env("COMFY_REMOTE_STATE__FILE", "state.link"));
+    let said = refusal_named(&service, "state.link").await;
     assert!(said.contains("not a regular file"), "{said}");
     // The lock of a killed service is free at once.
     service.kill();
