@@ -112,11 +112,11 @@ impl Store {
     /// or when the private folder can't be made.
     pub async fn open(options: Options, stop: CancellationToken) -> Result<Opened, StoreError> {
         let path = options.file.clone();
-        let (disk, entries, warnings) =
+        let (disk, map, warnings) =
             tokio::task::spawn_blocking(move || take_up(&path)).await.map_err(StoreError::task)??;
         let (sender, progress) = watch::channel(Progress::default());
         let shared = Arc::new(Shared {
-            map: RwLock::new(Map { workflows: entries, revision: Revision(0) }),
+            map: RwLock::new(map),
             graphs: disk.graphs.clone(),
             keep_finished: options.keep_finished,
             changed: Notify::new(),
@@ -237,7 +237,7 @@ impl Store {
 }
 
 /// Takes the lock and reads what is there. Blocks.
-fn take_up(path: &Path) -> Result<(Disk, IndexMap<WorkflowId, Entry>, Vec<String>), StoreError> {
+fn take_up(path: &Path) -> Result<(Disk, Map, Vec<String>), StoreError> {
     let graphs = Graphs::beside(path);
     file::check_folder(path)?;
     graphs.make_folder()?;
@@ -249,8 +249,8 @@ fn take_up(path: &Path) -> Result<(Disk, IndexMap<WorkflowId, Entry>, Vec<String
         let graph = if state.is_active() { graphs.read(&state.id).map(Arc::new) } else { None };
         (state.id.clone(), Entry { state: Arc::new(state), revision: Revision(0), graph })
     };
-    let entries = loaded.workflows.into_iter().map(entry).collect();
-    Ok((Disk::new(file, lock, graphs), entries, loaded.warnings))
+    let map = Map { workflows: loaded.workflows.into_iter().map(entry).collect(), revision: Revision(0) };
+    Ok((Disk::new(file, lock, graphs), map, loaded.warnings))
 }
 
 impl Shared {

@@ -75,6 +75,9 @@ impl Stage {
     }
 }
 
+/// Something that others do to a file.
+type Touch<'a> = &'a dyn Fn(&Path);
+
 /// What a second service says when it does not start.
 async fn refusal(command: Command) -> String {
     let mut command = tokio::process::Command::from(command);
@@ -102,7 +105,7 @@ async fn a_state_file_that_others_remove_or_change_is_put_back() {
     fs::write(&precious, "precious").unwrap();
     let whole = fs::read(&file).unwrap();
     let other_text = String::from_utf8(whole.clone()).unwrap().replace("completed", "cancelled");
-    let touches: [(&str, &dyn Fn(&Path)); 5] = [
+    let touches: [(&str, Touch<'_>); 5] = [
         ("removed", &|file| fs::remove_file(file).unwrap()),
         ("replaced by a link", &|file| {
             fs::remove_file(file).unwrap();
