@@ -60,6 +60,9 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::LineFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping | runner::ExecuteError::Internal => {
                 Self::internal(error.to_string())
             }

@@ -49,6 +49,24 @@ pub(super) struct HealthView {
     pub(super) status: &'static str,
 }
 
+/// The answer to health when the state is not safe on the disk.
+#[derive(Debug, Serialize)]
+pub(super) struct TroubleView {
+    success: bool,
+    message: String,
+    reasons: Vec<String>,
+}
+
+impl TroubleView {
+    pub(super) fn new(reasons: Vec<String>) -> Self {
+        let message = format!(
+            "Running workflows go on from memory, new ones may be refused: {}. The log has more",
+            reasons.join("; ")
+        );
+        Self { success: false, message, reasons }
+    }
+}
+
 /// The answer to cancel.
 #[derive(Debug, Serialize)]
 pub(super) struct MessageView {

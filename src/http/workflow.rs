@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
+    Json,
     extract::{FromRequestParts, Path, Request, State},
     http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
@@ -13,7 +14,7 @@ use super::{
     error::ApiError,
     view::{
         ActiveView, DownloadView, HealthView, MessageView, OutputView, OutputsEnvelope, ProgressEnvelope, StartedView,
-        StateEnvelope, Success, WorkflowView, output_views,
+        StateEnvelope, Success, TroubleView, WorkflowView, output_views,
     },
 };
 use crate::{
@@ -86,13 +87,13 @@ pub(super) async fn active(State(api): State<Arc<Api>>, Id(id): Id) -> Response 
     Success::new(ActiveView { active: state.is_some_and(|state| state.is_active()) }).into_response()
 }
 
-/// `GET /health`: whether changes reach the disk. Says nothing about workflows, paths or hosts.
-pub(super) async fn health(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {
-    if api.store.trouble().is_some() {
-        let message = "The state cannot be written to the disk; workflows go on from memory. The log says why";
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message));
+/// `GET /health`: whether the state is on the disk, and why not. Says nothing about workflows, paths or hosts.
+pub(super) async fn health(State(api): State<Arc<Api>>) -> Response {
+    let reasons = api.store.troubles();
+    if reasons.is_empty() {
+        return Success::new(HealthView { status: "ok" }).into_response();
     }
-    Ok(Success::new(HealthView { status: "ok" }).into_response())
+    (StatusCode::SERVICE_UNAVAILABLE, Json(TroubleView::new(reasons))).into_response()
 }
 
 /// The id in a path. One that is not even text names no workflow, as any other unknown id.

@@ -104,10 +104,7 @@ impl From<ComfyError> for StepError {
 impl From<StoreError> for StepError {
     fn from(error: StoreError) -> Self {
         let failure = Failure::new(ErrorCode::Internal, error.to_string());
-        match error {
-            StoreError::Graph { may_pass: true, .. } => Self::Trouble(failure),
-            _ => Self::Fatal(failure),
-        }
+        if error.may_pass() { Self::Trouble(failure) } else { Self::Fatal(failure) }
     }
 }
 

@@ -27,7 +27,11 @@ impl Execution {
         let state = self.state()?;
         let gone = || StepError::fatal(ErrorCode::Internal, "the workflow is no longer on record");
         let revision = self.apply(Event::Submitting(mark)).ok_or_else(gone)?;
-        self.store.durable(revision).await?;
+        if let Err(error) = self.store.durable(revision).await {
+            // Nothing was sent: it waits for the disk.
+            self.apply(Event::NotTaken);
+            return Err(error.into());
+        }
         let prompt = graph.to_value();
         let answer = tokio::select! {
             answer = link.client.submit(&prompt, &state.client_id, &state.prompt_id, &state.id) => answer,
@@ -77,7 +81,7 @@ impl Execution {
             return Err(StepError::fatal(ErrorCode::ComfyuiUnreachable, message));
         }
         tracing::info!(cause, "ComfyUI never took the prompt; sending it again");
-        self.apply(Event::NotTaken);
+        self.apply(Event::NeverTaken);
         Ok(())
     }
 

@@ -27,6 +27,26 @@ pub enum StoreError {
         /// What it should be.
         expected: &'static str,
     },
+    /// A newer version wrote the state file.
+    #[error(
+        "{} was written by a newer version of comfy-remote, in format {format}; run that version, or set [state] file to \
+         another place (the workflows in it are not taken up then)",
+        path.display()
+    )]
+    Newer {
+        /// The state file.
+        path: PathBuf,
+        /// Its format.
+        format: u64,
+    },
+    /// Somebody else removed or changed a file of ours while the service ran.
+    #[error("{} {what} by somebody else", path.display())]
+    Tampered {
+        /// Which file.
+        path: PathBuf,
+        /// What happened to it.
+        what: &'static str,
+    },
     /// The folder of the state file is missing.
     #[error("the folder for the state file does not exist: {}; create it or set [state] file", folder.display())]
     NoFolder {
@@ -66,6 +86,33 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the same may work later, when the disk is as it should be again.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Io { .. }
+            | Self::Foreign { .. }
+            | Self::NoFolder { .. }
+            | Self::Tampered { .. }
+            | Self::InUse { .. }
+            | Self::Unwritten(_) => true,
+            Self::Graph { may_pass, .. } => *may_pass,
+            Self::Newer { .. } | Self::Taken | Self::Serialise(_) | Self::Closed => false,
+        }
+    }
+
+    /// The trouble with a part of the state ("the state file") in words without paths, ids or hosts.
+    pub(super) fn phrase(&self, part: &str) -> String {
+        match self {
+            Self::Unwritten(cause) => cause.phrase(part),
+            Self::InUse { .. } => "another service uses the same state file; this one writes nothing to it".to_owned(),
+            Self::Tampered { what, .. } => format!("{part} {what} by somebody else"),
+            Self::Io { source, .. } => format!("{part} cannot be written: {}", words(source.kind())),
+            Self::Foreign { .. } => format!("{part} cannot be written: something else is in the way"),
+            Self::NoFolder { .. } => format!("{part} cannot be written: the folder is gone"),
+            _ => format!("{part} cannot be written; the log has more"),
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
@@ -74,5 +121,20 @@ impl StoreError {
     /// A blocking task that panicked or was dropped at the stop.
     pub(super) fn task(_: tokio::task::JoinError) -> Self {
         Self::Closed
+    }
+}
+
+/// The error itself may name a path.
+fn words(kind: io::ErrorKind) -> String {
+    match kind {
+        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
+        io::ErrorKind::NotFound => "the folder is gone".to_owned(),
+        io::ErrorKind::IsADirectory
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::AlreadyExists
+        | io::ErrorKind::DirectoryNotEmpty => "something else is in the way".to_owned(),
+        other => other.to_string(),
     }
 }

@@ -6,14 +6,24 @@
 //!
 //! The graph of each workflow lies in a file of its own in a private folder beside the state file, because the
 //! file it came from may change or go.
+//!
+//! The disk may fill up, become read-only, or be touched by others while the service runs: the map in memory is what
+//! counts, [`Store::troubles`] tells what is wrong, and the writer puts everything back as soon as it can.
 
+mod disk;
 mod error;
 mod file;
+mod format;
 mod graphs;
+mod load;
 mod lock;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{TimeDelta, Utc};
 use indexmap::IndexMap;
@@ -24,8 +34,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use disk::Disk;
 pub use error::StoreError;
-use graphs::Graphs;
+use graphs::{Graphs, KeptGraph};
 use lock::Lock;
 use writer::{Progress, Writer};
 
@@ -63,7 +74,6 @@ struct Shared {
     changed: Notify,
     urgent: Notify,
     progress: watch::Receiver<Progress>,
-    _lock: Lock,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +86,8 @@ struct Map {
 struct Entry {
     state: Arc<WorkflowState>,
     revision: Revision,
+    /// Of an active workflow, if it could be read.
+    graph: Option<Arc<KeptGraph>>,
 }
 
 /// What [`Store::open`] found and started.
@@ -93,42 +105,27 @@ impl Store {
     /// Reads the file, or begins with an empty map, and starts the writer, which goes on until `stop` is cancelled
     /// and then writes once more.
     ///
-    /// A file that can't be understood is moved aside, never destroyed.
+    /// A file that can't be understood is moved aside, never destroyed. The lock is held until the writer has ended.
     ///
     /// # Errors
-    /// When another service uses the file, when it is not a regular file of our own user, or when the private folder
-    /// can't be made.
+    /// When another service uses the file, when it is not a regular file of our own user, when a newer version wrote it,
+    /// or when the private folder can't be made.
     pub async fn open(options: Options, stop: CancellationToken) -> Result<Opened, StoreError> {
         let path = options.file.clone();
-        let open = move || {
-            file::check_folder(&path)?;
-            let lock = Lock::take(&path)?;
-            Ok::<_, StoreError>((lock, file::load(&path)?))
-        };
-        let (lock, loaded) = tokio::task::spawn_blocking(open).await.map_err(StoreError::task)??;
-        let graphs = Graphs::beside(&options.file).await?;
-        // Beside a file that could not be read whole, graphs may still be wanted.
-        if loaded.warnings.is_empty() {
-            graphs.remove_all_but(loaded.workflows.iter().map(|state| &state.id)).await;
-        }
+        let (disk, map, warnings) =
+            tokio::task::spawn_blocking(move || take_up(&path)).await.map_err(StoreError::task)??;
         let (sender, progress) = watch::channel(Progress::default());
-        let entry = |state: WorkflowState| {
-            let id = state.id.clone();
-            (id, Entry { state: Arc::new(state), revision: Revision(0) })
-        };
-        let workflows = loaded.workflows.into_iter().map(entry).collect();
         let shared = Arc::new(Shared {
-            map: RwLock::new(Map { workflows, revision: Revision(0) }),
-            graphs,
+            map: RwLock::new(map),
+            graphs: disk.graphs.clone(),
             keep_finished: options.keep_finished,
             changed: Notify::new(),
             urgent: Notify::new(),
             progress,
-            _lock: lock,
         });
-        let writer = Writer::new(shared.clone(), sender, options.file, options.write_interval);
+        let writer = Writer::new(shared.clone(), sender, disk, options.write_interval);
         let writer = tokio::spawn(writer.run(stop));
-        Ok(Opened { store: Self { shared }, warnings: loaded.warnings, writer })
+        Ok(Opened { store: Self { shared }, warnings, writer })
     }
 
     /// Adds a workflow and its graph, and returns when both are on disk.
@@ -140,8 +137,8 @@ impl Store {
         if self.get(&id).is_some() {
             return Err(StoreError::Taken);
         }
-        self.shared.graphs.save(&id, graph).await?;
-        let revision = self.shared.add(state).ok_or(StoreError::Taken)?;
+        let kept = self.shared.graphs.save(&id, graph).await?;
+        let revision = self.shared.add(state, kept).ok_or(StoreError::Taken)?;
         let written = self.durable(revision).await;
         if written.is_err() {
             self.shared.forget(&id);
@@ -161,6 +158,9 @@ impl Store {
         let revision = map.next_revision();
         if let Some(entry) = map.workflows.get_mut(id) {
             entry.revision = revision;
+            if !entry.state.is_active() {
+                entry.graph = None;
+            }
         }
         drop(map);
         self.shared.changed.notify_one();
@@ -181,7 +181,9 @@ impl Store {
                 if now.written >= revision {
                     return Ok(());
                 }
-                if let Some(error) = now.error.clone().filter(|_| now.tries > tried_before && now.tried >= revision) {
+                if let Some(error) =
+                    now.troubles.file.clone().filter(|_| now.tries > tried_before && now.tried >= revision)
+                {
                     return Err(StoreError::Unwritten(error));
                 }
             }
@@ -196,12 +198,16 @@ impl Store {
         self.shared.map.read().workflows.get(id).map(|entry| entry.state.clone())
     }
 
-    /// The graph of a workflow as it was accepted.
+    /// The graph of a workflow as it was accepted. That of an active one comes from memory.
     ///
     /// # Errors
     /// When its file is gone or broken.
     pub async fn graph(&self, id: &WorkflowId) -> Result<Graph, StoreError> {
-        self.shared.graphs.load(id).await
+        let kept = self.shared.map.read().workflows.get(id).and_then(|entry| entry.graph.clone());
+        match kept {
+            Some(kept) => Graphs::parse_kept(id, &kept),
+            None => self.shared.graphs.load(id).await,
+        }
     }
 
     /// The newest active workflow, else the newest of all.
@@ -218,9 +224,9 @@ impl Store {
         map.workflows.values().rev().map(|entry| &entry.state).find(|state| named(state)).cloned()
     }
 
-    /// Why changes do not reach the disk at the moment, if they don't.
-    pub fn trouble(&self) -> Option<Arc<StoreError>> {
-        self.shared.progress.borrow().error.clone()
+    /// What is not on disk as it should be at the moment, and why; each in words without paths, ids or hosts.
+    pub fn troubles(&self) -> Vec<String> {
+        self.shared.progress.borrow().troubles.phrases()
     }
 
     /// All workflows without a final status, oldest first.
@@ -230,15 +236,33 @@ impl Store {
     }
 }
 
+/// Takes the lock and reads what is there. Blocks.
+fn take_up(path: &Path) -> Result<(Disk, Map, Vec<String>), StoreError> {
+    let graphs = Graphs::beside(path);
+    file::check_folder(path)?;
+    graphs.make_folder()?;
+    let lock = Lock::take(path, graphs.folder())?;
+    let (file, loaded) = load::load(path)?;
+    // Beside a file that could not be read whole, graphs may still be wanted.
+    graphs.sweep(loaded.workflows.iter().map(|state| &state.id), !loaded.warnings.is_empty());
+    let entry = |state: WorkflowState| {
+        let graph = if state.is_active() { graphs.read(&state.id).map(Arc::new) } else { None };
+        (state.id.clone(), Entry { state: Arc::new(state), revision: Revision(0), graph })
+    };
+    let map = Map { workflows: loaded.workflows.into_iter().map(entry).collect(), revision: Revision(0) };
+    Ok((Disk::new(file, lock, graphs), map, loaded.warnings))
+}
+
 impl Shared {
     /// `None` when the id is in use.
-    fn add(&self, state: WorkflowState) -> Option<Revision> {
+    fn add(&self, state: WorkflowState, graph: KeptGraph) -> Option<Revision> {
         let mut map = self.map.write();
         if map.workflows.contains_key(&state.id) {
             return None;
         }
         let revision = map.next_revision();
-        map.workflows.insert(state.id.clone(), Entry { state: Arc::new(state), revision });
+        let graph = state.is_active().then(|| Arc::new(graph));
+        map.workflows.insert(state.id.clone(), Entry { state: Arc::new(state), revision, graph });
         Some(revision)
     }
 

@@ -125,7 +125,7 @@ async fn files_are_private_and_a_link_is_neither_read_nor_followed() {
 
 #[tokio::test]
 async fn a_file_that_cannot_be_read_is_moved_aside() {
-    for content in ["not json", r#"{"format": 99, "workflows": {}}"#, "{}", r#"{"format": 1}"#] {
+    for content in ["not json", r#"{"format": 0, "workflows": {}}"#, "{}", r#"{"format": 1}"#] {
         let folder = tempfile::tempdir().unwrap();
         fs::write(options(folder.path()).file, content).unwrap();
         let opened = Store::open(options(folder.path()), CancellationToken::new()).await.unwrap();
@@ -135,6 +135,18 @@ async fn a_file_that_cannot_be_read_is_moved_aside() {
         let aside = names.into_iter().find(|path| path.to_string_lossy().contains("unreadable")).unwrap();
         assert_eq!(fs::read_to_string(aside).unwrap(), content);
     }
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_version_is_left_alone_and_nothing_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let content = r#"{"format": 2, "workflows": {"a": {"id": "a"}}}"#;
+    fs::write(options(folder.path()).file, content).unwrap();
+    let refused = Store::open(options(folder.path()), CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(refused.contains("state.json was written by a newer version") && refused.contains("format 2"), "{refused}");
+    assert_eq!(fs::read_to_string(options(folder.path()).file).unwrap(), content);
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("unreadable")), "{names:?}");
 }
 
 #[tokio::test]

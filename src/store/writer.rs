@@ -1,19 +1,28 @@
-//! The one task that writes the state file.
+//! The one task that writes the state file and looks after it.
 //!
-//! It lets changes gather for a while, takes the newest snapshot and writes it; each workflow is put in words only
-//! when it has changed. A failed write is reported once, tried again with the next change or after a pause, and
-//! fails those who wait for it.
+//! It lets changes gather for a while, takes the newest snapshot and writes it. Between changes it looks every few
+//! seconds whether what it wrote is still there, and writes it again if not. A failed write is reported once, tried
+//! again with the next change or after a pause, and fails those who wait for it. While another service holds the lock,
+//! nothing is written at all.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Entry, Revision, Shared, StoreError, file};
-use crate::workflow::WorkflowId;
+use super::{
+    Entry, Revision, Shared, StoreError,
+    disk::{Disk, Troubles},
+};
 
-/// How long after a failed write the next try comes by itself.
+/// How long after trouble the next try comes by itself.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// How often the files are looked at while nothing changes.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// How far the writer has come.
 #[derive(Debug, Clone, Default)]
@@ -24,31 +33,30 @@ pub(super) struct Progress {
     pub(super) tried: Revision,
     /// Tries so far.
     pub(super) tries: u64,
-    /// Why the last try failed.
-    pub(super) error: Option<Arc<StoreError>>,
+    /// Why not everything is on disk as it should be.
+    pub(super) troubles: Troubles,
 }
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
     progress: watch::Sender<Progress>,
-    file: PathBuf,
+    disk: Arc<Mutex<Disk>>,
     interval: Duration,
-    rendered: HashMap<WorkflowId, (Revision, Arc<[u8]>)>,
+    /// Whether the file holds a map of ours; at first it may hold an older version's, or there may be none.
+    begun: bool,
+    graphs_looked_at: Option<Instant>,
 }
 
 impl Writer {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        progress: watch::Sender<Progress>,
-        file: PathBuf,
-        interval: Duration,
-    ) -> Self {
-        Self { shared, progress, file, interval, rendered: HashMap::new() }
+    pub(super) fn new(shared: Arc<Shared>, progress: watch::Sender<Progress>, disk: Disk, interval: Duration) -> Self {
+        Self { shared, progress, disk: Arc::new(Mutex::new(disk)), interval, begun: false, graphs_looked_at: None }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        // At once, so that a disk that can't be written shows before the first workflow is refused.
+        self.keep().await;
         while !stop.is_cancelled() {
-            let failed = self.progress.borrow().error.is_some();
+            let pause = if self.troubles().phrases().is_empty() { LOOK_EVERY } else { RETRY_AFTER };
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = self.shared.urgent.notified() => {}
@@ -57,69 +65,101 @@ impl Writer {
                     () = self.shared.urgent.notified() => {}
                     () = tokio::time::sleep(self.interval) => {}
                 },
-                () = tokio::time::sleep(RETRY_AFTER), if failed => {}
+                () = tokio::time::sleep(pause) => {}
             }
-            self.write().await;
+            self.keep().await;
         }
-        self.write().await;
+        self.keep().await;
     }
 
-    async fn write(&mut self) {
+    /// Looks, and writes what has changed here or there.
+    async fn keep(&mut self) {
         let trimmed = self.shared.trim();
         let (entries, revision) = {
             let map = self.shared.map.read();
-            (map.workflows.values().cloned().collect::<Vec<_>>(), map.revision)
+            (Arc::new(map.workflows.values().cloned().collect::<Vec<_>>()), map.revision)
         };
-        if revision == self.progress.borrow().written {
-            self.publish(revision, None);
+        let found = match self.look(&entries).await {
+            Ok(found) => found,
+            Err(error) => return self.tried(revision, Some(error)),
+        };
+        let file = found.file.clone();
+        let taken = found.lock.clone().filter(|error| matches!(**error, StoreError::InUse { .. }));
+        // A failed write stays a trouble until one succeeds.
+        let pending = self.troubles().file;
+        self.publish(Troubles { file: file.clone().or_else(|| pending.clone()), ..found });
+        if let Some(taken) = taken {
+            return self.tried(revision, Some(StoreError::Unwritten(taken)));
+        }
+        if self.begun && file.is_none() && pending.is_none() && revision == self.progress.borrow().written {
             return;
         }
-        let result = self.write_entries(entries).await;
+        let result = self.on_disk(move |disk| disk.write(&entries)).await.and_then(|result| result);
         if result.is_ok() {
+            self.begun = true;
             for id in &trimmed {
                 self.shared.graphs.remove(id).await;
             }
         }
-        self.publish(revision, result.err());
+        self.tried(revision, result.err());
     }
 
-    async fn write_entries(&mut self, entries: Vec<Entry>) -> Result<(), StoreError> {
-        let (mut rendered, path) = (std::mem::take(&mut self.rendered), self.file.clone());
-        let work = move || {
-            let mut current = HashMap::with_capacity(entries.len());
-            let mut order = Vec::with_capacity(entries.len());
-            for entry in entries {
-                let id = entry.state.id.clone();
-                let words = match rendered.remove(&id) {
-                    Some((revision, words)) if revision == entry.revision => words,
-                    _ => serde_json::to_vec(&*entry.state)?.into(),
-                };
-                order.push((id.clone(), words.clone()));
-                current.insert(id, (entry.revision, words));
-            }
-            let content = file::render(order.iter().map(|(id, words)| (id.as_str(), &**words)));
-            Ok::<_, StoreError>((current, file::replace(&path, &content)))
-        };
-        let (rendered, written) = tokio::task::spawn_blocking(work).await.map_err(StoreError::task)??;
-        self.rendered = rendered;
-        written
+    async fn look(&mut self, entries: &Arc<Vec<Entry>>) -> Result<Troubles, StoreError> {
+        let before = self.troubles().graphs;
+        let due = before.is_some() || self.graphs_looked_at.is_none_or(|last| last.elapsed() >= LOOK_EVERY);
+        if due {
+            self.graphs_looked_at = Some(Instant::now());
+        }
+        let entries = entries.clone();
+        self.on_disk(move |disk| {
+            let graphs = if due { disk.look_at_graphs(&entries).err().map(Arc::new) } else { before };
+            Troubles { graphs, ..disk.look() }
+        })
+        .await
     }
 
-    fn publish(&self, revision: Revision, error: Option<StoreError>) {
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Disk) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let disk = self.disk.clone();
+        let work = move || work(&mut disk.lock().unwrap_or_else(PoisonError::into_inner));
+        tokio::task::spawn_blocking(work).await.map_err(StoreError::task)
+    }
+
+    fn troubles(&self) -> Troubles {
+        self.progress.borrow().troubles.clone()
+    }
+
+    fn tried(&self, revision: Revision, error: Option<StoreError>) {
+        let troubles = Troubles { file: error.map(Arc::new), ..self.troubles() };
+        self.publish(troubles);
         self.progress.send_modify(|progress| {
-            match (&error, &progress.error) {
-                (Some(error), None) => {
-                    tracing::error!(%error, "could not write the state; going on from memory and trying again");
-                }
-                (None, Some(_)) => tracing::info!("the state is on disk again"),
-                _ => {}
-            }
             progress.tries += 1;
             progress.tried = revision;
-            if error.is_none() {
+            if progress.troubles.file.is_none() {
                 progress.written = revision;
             }
-            progress.error = error.map(Arc::new);
         });
+    }
+
+    fn publish(&self, troubles: Troubles) {
+        let before = self.troubles();
+        report("the state file", &before.file, &troubles.file);
+        report("the graphs", &before.graphs, &troubles.graphs);
+        report("the lock file", &before.lock, &troubles.lock);
+        self.progress.send_modify(|progress| progress.troubles = troubles);
+    }
+}
+
+/// Logs a trouble when it comes, changes or goes.
+fn report(part: &'static str, before: &Option<Arc<StoreError>>, now: &Option<Arc<StoreError>>) {
+    let phrase = |error: &Option<Arc<StoreError>>| error.as_ref().map(|error| error.phrase(part));
+    match (phrase(before), now) {
+        (Some(_), None) => tracing::info!("{part} is as it should be again"),
+        (before, Some(error)) if before != phrase(now) => {
+            tracing::error!(%error, "{part} is not as it should be; going on from memory and trying again");
+        }
+        _ => {}
     }
 }

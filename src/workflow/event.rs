@@ -71,8 +71,10 @@ pub enum Event {
     /// The prompt is about to be sent; from here on it may be on the box. With the mark of the ComfyUI that gets it, if
     /// it can be marked.
     Submitting(Option<ServerMark>),
-    /// The prompt certainly did not reach the box's line.
+    /// The prompt was not sent, or certainly did not reach the box's line.
     NotTaken,
+    /// The prompt was sent, and the box certainly never took it.
+    NeverTaken,
     /// The answer to the submission was lost, or leaves open whether the box took the prompt; for this reason.
     AnswerLost(String),
     /// The box took the prompt under this id.

@@ -259,7 +259,8 @@ impl WorkflowState {
             Event::Entered(next) => self.enter(phase, next, at),
             Event::Planned { order, outputs } => self.plan(&order) | replace(&mut self.output_nodes, outputs),
             Event::Submitting(mark) => self.submission == Submission::None && self.note_sending(mark),
-            Event::NotTaken => self.submission == Submission::Unclear && self.note_submission(Submission::None),
+            Event::NotTaken => self.submission == Submission::Unclear && self.note_not_sent(),
+            Event::NeverTaken => self.submission == Submission::Unclear && self.note_submission(Submission::None),
             Event::AnswerLost(cause) => {
                 self.submission == Submission::Unclear && replace(&mut self.unclear_because, Some(cause))
             }
@@ -296,7 +297,7 @@ impl WorkflowState {
     fn apply_box(&mut self, phase: Phase, at: DateTime<Utc>, event: BoxEvent) -> bool {
         let moved = match event {
             BoxEvent::Started => self.enter(phase, Phase::Running, at),
-            BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache),
+            BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache) | self.leave_done_node(),
             BoxEvent::NodeStarted(node) => {
                 let running = self.enter(phase, Phase::Running, at);
                 self.set_running(&node, |state| state.start()) | running
@@ -353,6 +354,11 @@ impl WorkflowState {
         self.note_submission(Submission::Unclear)
     }
 
+    fn note_not_sent(&mut self) -> bool {
+        self.times_sent = self.times_sent.saturating_sub(1);
+        self.note_submission(Submission::None)
+    }
+
     fn note_submitted(&mut self, phase: Phase, prompt_id: PromptId, at: DateTime<Utc>) -> bool {
         let renamed = replace(&mut self.prompt_id, prompt_id);
         self.note_submission(Submission::Accepted) | self.enter(phase, Phase::Queued, at) | renamed
@@ -371,12 +377,18 @@ impl WorkflowState {
     }
 
     fn finish_node(&mut self, id: &NodeId) -> bool {
-        let finished = self.nodes.get_mut(id).is_some_and(NodeState::finish);
-        if finished && self.current_node.as_ref() == Some(id) {
+        self.nodes.get_mut(id).is_some_and(NodeState::finish) | self.leave_done_node()
+    }
+
+    /// Sees to it that the current node is one that runs.
+    fn leave_done_node(&mut self) -> bool {
+        let done = |id: &NodeId| self.nodes.get(id).is_some_and(NodeState::is_done);
+        let left = self.current_node.as_ref().is_some_and(done);
+        if left {
             let running = self.nodes.values().find(|node| node.status == NodeStatus::Executing);
             self.current_node = running.map(|node| node.id.clone());
         }
-        finished
+        left
     }
 
     /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.

@@ -8,6 +8,7 @@
 mod api;
 mod clients;
 mod comfy_client;
+mod crashes;
 mod docs;
 mod downloads;
 mod far_end;
@@ -23,6 +24,9 @@ mod phases;
 mod repeats;
 mod sandbox_stage;
 mod start;
+mod state_disk;
+mod state_fixtures;
+mod state_touched;
 mod stories;
 mod stuck;
 mod support;

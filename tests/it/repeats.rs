@@ -99,26 +99,6 @@ async fn an_unknown_or_active_workflow_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn health_tells_whether_the_state_reaches_the_disk_and_heals() {
-    let stage = Stage::new().await;
-    let health = async || stage.service.client().get("/health").await;
-    assert_eq!(health().await, (StatusCode::OK, json!({"success": true, "status": "ok"})));
-    // A folder in the state file's place makes every write fail, also for root.
-    let file = stage.service.state_file();
-    fs::remove_file(&file).ok();
-    fs::create_dir(&file).unwrap();
-    let (status, refusal) = stage.service.client().execute(&stage.request(&graphs::slow(&tag(), 1, 1))).await;
-    assert_eq!((status, &refusal["success"]), (StatusCode::INTERNAL_SERVER_ERROR, &json!(false)), "{refusal}");
-    let (status, sick) = health().await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(!sick["message"].as_str().unwrap().contains('/'), "no paths: {sick}");
-    fs::remove_dir(&file).unwrap();
-    let id = stage.start(&graphs::slow(&tag(), 1, 1)).await;
-    stage.completed(&id).await;
-    assert_eq!(health().await.0, StatusCode::OK);
-}
-
-#[tokio::test]
 async fn a_lost_way_to_the_box_is_told_and_so_is_the_new_one() {
     let stage = Stage::new().await;
     let hold = stage.sandbox.engine().hold_at_step("2", 1);

@@ -40,8 +40,7 @@ impl WorkflowState {
         let Stored { node, file, local_path, size } = stored;
         let output = self.outputs.iter_mut().find(|known| known.node_id == node && known.remote == file);
         output.is_some_and(|output| {
-            output.size = Some(size);
-            replace(&mut output.local_path, Some(local_path))
+            replace(&mut output.size, Some(size)) | replace(&mut output.local_path, Some(local_path))
         })
     }
 

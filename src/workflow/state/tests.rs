@@ -241,15 +241,17 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Submitting(Some("7f1c3c1e-2f57-4b52-9df4-0d6a5c6c1a0e".into()))),
         Just(Event::Stalled(at(3))),
         Just(Event::NotTaken),
+        Just(Event::NeverTaken),
         Just(Event::AnswerLost("cut".into())),
         Just(Event::PartlyRefused(Failure::new(ErrorCode::InvalidWorkflow, "x"))),
         Just(Event::Submitted("p".into())),
-        Just(Event::Stored(stored("a.png"))),
+        (1..3u64).prop_map(|size| Event::Stored(Stored { size, ..stored("a.png") })),
         Just(Event::StoredLater(stored("a.png"))),
         Just(Event::NotStoredLater(Failure::new(ErrorCode::DiskFull, "still full"))),
         Just(Event::NotStoredLater(Failure::new(ErrorCode::SshUnreachable, "gone"))),
         Just(Event::Failed(Failure::new(ErrorCode::DownloadFailed, "cut"))),
         Just(Event::Reported(vec![])),
+        Just(reported("b.png")),
         (1..9u32).prop_map(|position| Event::Waiting { position }),
         Just(Event::Box(BoxEvent::Started)),
         proptest::collection::vec(node.clone(), 0..3).prop_map(|nodes| Event::Box(BoxEvent::Cached(nodes))),
@@ -333,4 +335,103 @@ fn what_a_box_reports_without_end_is_kept_in_part_and_said() {
     let (outputs, texts) = (state.outputs.clone(), state.texts.clone());
     state.apply(at(300), output(0));
     assert_eq!((state.outputs, state.texts), (outputs, texts), "what is known stays and is not warned of again");
+}
+
+/// Also the events after which a run starts over.
+fn any_event_or_attempt() -> impl Strategy<Value = Event> {
+    prop_oneof![12 => any_event(), 1 => (2..9u32).prop_map(|n| Event::AttemptStarted(format!("p{n}").as_str().into()))]
+}
+
+/// What holds for every state that can be reached.
+fn assert_sound(state: &WorkflowState) -> Result<(), TestCaseError> {
+    let text = serde_json::to_string(state).unwrap();
+    prop_assert_eq!(&serde_json::from_str::<WorkflowState>(&text).unwrap(), state, "it survives the disk");
+
+    let over = !state.is_active();
+    prop_assert_eq!(state.end_time.is_some(), over);
+    prop_assert!(!over || (state.connection.is_none() && state.current_node.is_none()));
+    prop_assert!(state.queue_position.is_none() || state.phase() <= Some(Phase::Queued) && !over);
+    prop_assert!(state.failed_node.is_none() || state.status() == Status::Failed);
+    prop_assert!(!over || state.nodes.values().all(|node| node.status != NodeStatus::Executing));
+    let current = state.current_node.as_ref().map(|id| state.nodes.get(id).map(NodeState::is_done));
+    prop_assert!(matches!(current, None | Some(Some(false))), "the current node is one that is not done");
+
+    let times = [Some(state.queue_time), state.start_time, state.end_time];
+    let times: Vec<_> = times.into_iter().flatten().collect();
+    prop_assert!(times.is_sorted() && times.iter().all(|time| *time <= state.last_update), "{times:?}");
+    prop_assert!(state.start_time.is_some() || state.status() != Status::Executing);
+
+    let mut files: Vec<_> = state.outputs.iter().map(|output| output.remote.filename.clone()).collect();
+    files.sort();
+    files.dedup();
+    prop_assert_eq!(files.len(), state.outputs.len(), "a file counts once");
+    prop_assert!(state.outputs.iter().all(|output| output.size.is_some() == output.downloaded()));
+    Ok(())
+}
+
+/// What an event may change within one attempt.
+fn assert_forward(before: &WorkflowState, state: &WorkflowState) -> Result<(), TestCaseError> {
+    prop_assert!(state.progress_percent() >= before.progress_percent());
+    prop_assert!(state.overall_percent() >= before.overall_percent());
+    prop_assert!(state.phase() >= before.phase() || !state.is_active());
+    prop_assert!(before.submission != Submission::Accepted || state.submission == Submission::Accepted);
+    let mut here = before.outputs.iter().filter(|output| output.downloaded());
+    prop_assert!(
+        here.all(|known| state.outputs.iter().any(|output| output.remote == known.remote && output.downloaded()))
+    );
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn every_reachable_state_is_sound(events in proptest::collection::vec(any_event_or_attempt(), 0..40)) {
+        // Nothing runs before the plan is known.
+        let mut state = run([planned()]);
+        for (second, event) in (2..).zip(events) {
+            let before = state.clone();
+            let changed = state.apply(at(second), event);
+            prop_assert_eq!(changed, state != before, "it says whether anything changed");
+            prop_assert_eq!(state.last_update, if changed { at(second) } else { before.last_update });
+            prop_assert_eq!((&state.id, state.queue_time), (&before.id, before.queue_time));
+            prop_assert!(state.cancel_requested || !before.cancel_requested, "a cancel is not taken back");
+            prop_assert!(state.start_time == before.start_time || before.start_time.is_none());
+            assert_sound(&state)?;
+            if state.attempt == before.attempt {
+                assert_forward(&before, &state)?;
+            } else {
+                prop_assert_eq!(state.attempt, before.attempt + 1);
+                prop_assert_eq!((state.submission, state.outputs.len(), state.texts.len()), (Submission::None, 0, 0));
+                prop_assert_eq!((state.progress_percent(), &state.current_node), (0.0, &None));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_asked_to_stop_never_ends_completed(
+        before in proptest::collection::vec(any_event_or_attempt(), 0..20),
+        after in proptest::collection::vec(any_event_or_attempt(), 0..20),
+    ) {
+        let mut state = run(before);
+        let was_active = state.is_active();
+        state.apply(at(30), Event::CancelRequested);
+        for (second, event) in (31..).zip(after.iter().cloned().chain([Event::Completed])) {
+            state.apply(at(second), event);
+        }
+        let unconfirmed = after.iter().any(|event| matches!(event, Event::CancelUnconfirmed(_)));
+        let expected = state.status() == Status::Cancelled || (unconfirmed && state.status() == Status::Failed);
+        prop_assert!(!was_active || expected, "{:?}", state.lifecycle);
+    }
+
+    #[test]
+    fn warnings_are_bounded_and_said_once(texts in proptest::collection::vec(0..150u32, 0..400)) {
+        let mut state = accepted();
+        for text in texts {
+            state.apply(at(1), Event::Warned(text.to_string()));
+        }
+        let mut distinct = state.warnings.clone();
+        distinct.sort();
+        distinct.dedup();
+        prop_assert_eq!(distinct.len(), state.warnings.len());
+        prop_assert!(state.warnings.len() <= MAX_WARNINGS);
+    }
 }

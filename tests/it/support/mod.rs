@@ -19,6 +19,8 @@ pub(crate) mod comfyui;
 pub(crate) mod service;
 pub(crate) mod sshd;
 pub(crate) mod tmpfs;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub(crate) mod tracer;
 
 /// Longest wait for something that takes a moment, on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -64,5 +66,20 @@ pub(crate) fn wait_until<T>(what: &str, patience: Duration, mut look: impl FnMut
         }
         assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Looks until `look` finds something, and lets other tasks of the test go on meanwhile.
+///
+/// # Panics
+/// After [`SOON`], naming `what`.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {SOON:?} in vain for {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

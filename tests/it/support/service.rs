@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+use super::tracer::Traced;
 use super::{SOON, client::ApiClient, wait_until};
 
 /// How the binary says where it is; the address follows.
@@ -74,6 +76,17 @@ impl Service {
         self.folder().join("state").join("state.json")
     }
 
+    /// Its process id.
+    pub(crate) fn process(&self) -> u32 {
+        self.running.as_ref().expect("a running service").process.id()
+    }
+
+    /// Sends it a signal, such as the one that stops it for a while.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.process()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(id, signal).expect("send a signal");
+    }
+
     /// Its home; a test may leave files there.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -109,9 +122,8 @@ impl Service {
     /// # Panics
     /// If it has not stopped after `patience`.
     pub(crate) fn terminate(&mut self, patience: Duration) -> ExitStatus {
+        self.signal(Signal::TERM);
         let mut running = self.running.take().expect("a running service");
-        let id = i32::try_from(running.process.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(id, Signal::TERM).expect("send SIGTERM");
         wait_until("the service to stop", patience, || running.process.try_wait().expect("the service's exit status"))
     }
 
@@ -146,6 +158,24 @@ impl Service {
             Some(url) => self.running = Some(Running { process, url }),
             None => panic!("the service ended instead of listening:\n{}", self.log()),
         }
+    }
+
+    /// Starts it under a tracer that kills it before its call number `kill_at` that changes something among its state.
+    /// There is a client once it listens, unless it has died before.
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn launch_traced(&self, kill_at: usize) -> (Traced, Option<ApiClient>) {
+        assert!(self.running.is_none(), "the service is running already");
+        let (seen, log) = (self.log.lines().len(), self.log.clone());
+        let folder = self.state_file().parent().expect("a folder").to_owned();
+        let traced = Traced::start(self.command(), &folder, kill_at, move |process| {
+            log.collect(process.stdout.take().expect("a piped stdout"));
+            log.collect(process.stderr.take().expect("a piped stderr"));
+        });
+        let client = wait_until("the traced service to say where it listens, or to be killed", SOON, || {
+            let url = self.log.lines().iter().skip(seen).find_map(|line| address(line));
+            url.map(|url| Some(ApiClient::new(url))).or_else(|| traced.was_killed().then_some(None))
+        });
+        (traced, client)
     }
 
     /// The command that starts it, for tests of a start that fails.
