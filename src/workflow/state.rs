@@ -394,36 +394,6 @@ impl WorkflowState {
         })
     }
 
-    /// The one way in which a finished workflow changes.
-    fn apply_after_the_end(&mut self, at: DateTime<Utc>, event: Event) -> bool {
-        let changed = match event {
-            Event::StoredLater(stored) => {
-                let stored = self.note_stored(stored);
-                if stored && self.lacked_only_downloads() && self.outputs.iter().all(Output::downloaded) {
-                    self.end(Lifecycle::Completed, at);
-                }
-                stored
-            }
-            Event::NotStoredLater(failure) if self.lacked_only_downloads() && failure.code.is_about_downloads() => {
-                replace(&mut self.lifecycle, Lifecycle::Failed(failure))
-            }
-            Event::NotStoredLater(failure) => {
-                self.warn(format!("the missing outputs could not be fetched: {}", failure.message))
-            }
-            _ => false,
-        };
-        if changed {
-            self.last_update = at;
-        }
-        changed
-    }
-
-    /// Whether the box had run it all, and only the way of its outputs to here failed.
-    fn lacked_only_downloads(&self) -> bool {
-        self.failure().is_some_and(|failure| failure.code.is_about_downloads())
-            && self.completed_nodes() == self.nodes.len()
-    }
-
     /// Nodes begin again, and the new run reports its own results: the same content lands in the same local file.
     fn start_over(&mut self, prompt_id: PromptId) -> bool {
         if self.prompt_id == prompt_id {
@@ -498,5 +468,6 @@ fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
     differs
 }
 
+mod after_end;
 #[cfg(test)]
 mod tests;
