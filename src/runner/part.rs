@@ -5,12 +5,13 @@
 //! another content. When its workflow is over, nothing of it stays.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Seek, SeekFrom},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::fs::OFlags;
@@ -28,8 +29,15 @@ const SUFFIX: &str = ".part";
 #[derive(Debug, Clone)]
 pub(super) struct Parts {
     owner: WorkflowId,
-    /// No part comes into being any more. The work of a dropped task may go on in the background for a moment.
-    is_over: Arc<Mutex<bool>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Where parts have come into being.
+    folders: BTreeSet<PathBuf>,
+    /// No further one does. The work of a dropped task may go on in the background for a moment.
+    is_over: bool,
 }
 
 /// One file of which some bytes may be here.
@@ -42,7 +50,7 @@ pub(super) struct Part {
 
 impl Parts {
     pub(super) fn of(owner: WorkflowId) -> Self {
-        Self { owner, is_over: Arc::default() }
+        Self { owner, known: Arc::default() }
     }
 
     /// The part of a file with this content, below `output_dir`; empty if there was none, or if `content` is not known.
@@ -58,15 +66,16 @@ impl Parts {
         let listing = [file.folder.as_str(), &file.listed_as, &file.filename].join("\0");
         let of_file = format!("{}{}-", self.prefix(), brief(&listing));
         let path = place.folder().join(format!("{of_file}{}{SUFFIX}", brief(content.unwrap_or_default())));
-        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
-        if *is_over {
+        let mut known = self.known();
+        if known.is_over {
             let over = io::Error::new(io::ErrorKind::Interrupted, "the workflow is over");
             return Err(StoreFileError::io("create", &path)(over));
         }
         fs::create_dir_all(place.folder()).map_err(StoreFileError::io("create", place.folder()))?;
         remove(place.folder(), |name| name.starts_with(&of_file) && path.file_name() != Some(OsStr::new(name)));
         let opened = open(&path).map_err(StoreFileError::io("create", &path))?;
-        drop(is_over);
+        known.folders.insert(place.folder().to_owned());
+        drop(known);
         let mut part = Part { path, length: opened, place };
         if content.is_none() {
             part.cut_to(0)?;
@@ -74,16 +83,20 @@ impl Parts {
         Ok(part)
     }
 
-    /// Removes every part in the folders of these files, and lets no further one come into being. Blocks.
+    /// Removes every part, also those that a killed service left beside where `files` are to lie, and lets no further one
+    /// come into being. Blocks.
     pub(super) fn remove_all<'f>(&self, output_dir: &Path, files: impl Iterator<Item = &'f RemoteFile>) {
-        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        let mut folders: Vec<PathBuf> =
-            files.filter_map(|file| Place::of(output_dir, file).ok()).map(|place| place.folder().to_owned()).collect();
-        folders.sort();
-        folders.dedup();
-        for folder in folders {
+        let mut known = self.known();
+        known.is_over = true;
+        let places = files.filter_map(|file| Place::of(output_dir, file).ok());
+        known.folders.extend(places.map(|place| place.folder().to_owned()));
+        for folder in std::mem::take(&mut known.folders) {
             remove(&folder, |name| name.starts_with(&self.prefix()));
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn prefix(&self) -> String {

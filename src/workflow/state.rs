@@ -468,6 +468,7 @@ fn replace<T: PartialEq>(place: &mut T, value: T) -> bool {
     differs
 }
 
+mod after_end;
 mod outputs;
 #[cfg(test)]
 mod tests;

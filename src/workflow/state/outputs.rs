@@ -4,10 +4,9 @@
 
 use std::collections::HashSet;
 
-use chrono::{DateTime, Utc};
 use indexmap::IndexSet;
 
-use super::{Event, Lifecycle, Text, WorkflowState, replace};
+use super::{Text, WorkflowState, replace};
 use crate::workflow::{NodeId, NodeOutput, Output, RemoteFile, Stored};
 
 /// About how much memory the outputs of one workflow may take: some fifty thousand files.
@@ -42,36 +41,6 @@ impl WorkflowState {
         output.is_some_and(|output| {
             replace(&mut output.size, Some(size)) | replace(&mut output.local_path, Some(local_path))
         })
-    }
-
-    /// The one way in which a finished workflow changes.
-    pub(super) fn apply_after_the_end(&mut self, at: DateTime<Utc>, event: Event) -> bool {
-        let changed = match event {
-            Event::StoredLater(stored) => {
-                let stored = self.note_stored(stored);
-                if stored && self.lacked_only_downloads() && self.outputs.iter().all(Output::downloaded) {
-                    self.end(Lifecycle::Completed, at);
-                }
-                stored
-            }
-            Event::NotStoredLater(failure) if self.lacked_only_downloads() && failure.code.is_about_downloads() => {
-                replace(&mut self.lifecycle, Lifecycle::Failed(failure))
-            }
-            Event::NotStoredLater(failure) => {
-                self.warn(format!("the missing outputs could not be fetched: {}", failure.message))
-            }
-            _ => false,
-        };
-        if changed {
-            self.last_update = at;
-        }
-        changed
-    }
-
-    /// Whether the box had run it all, and only the way of its outputs to here failed.
-    fn lacked_only_downloads(&self) -> bool {
-        self.failure().is_some_and(|failure| failure.code.is_about_downloads())
-            && self.completed_nodes() == self.nodes.len()
     }
 
     /// A file counts once, also where two nodes report it.
