@@ -163,27 +163,6 @@ async fn a_lost_answer_to_the_submission_does_not_run_the_prompt_twice() {
 }
 
 #[tokio::test]
-async fn the_websocket_is_only_a_hint() {
-    let stage = Stage::new().await;
-    let faults = stage.sandbox.faults();
-    faults.noise(true);
-    faults.duplicate_messages(true);
-    faults.nan_in_json(true);
-    faults.delay_history(Some(Duration::from_millis(700)));
-    assert_eq!(stage.run(&graphs::slow(&tag(), 5, 20)).await["status"], "completed");
-    faults.deafen(true);
-    assert_eq!(stage.run(&graphs::mixed(&tag())).await["status"], "completed");
-    assert_eq!(stage.run(&graphs::fail(&tag())).await["error_code"], "node_error");
-    faults.deafen(false);
-    let hold = stage.sandbox.engine().hold_at_step("2", 2);
-    let id = stage.start(&graphs::slow(&tag(), 5, 20)).await;
-    hold.reached().await;
-    faults.close_sockets();
-    hold.release();
-    stage.completed(&id).await;
-}
-
-#[tokio::test]
 async fn a_lost_prompt_runs_once_more_if_so_wished() {
     let mut stage = Stage::new().await;
     stage.service.terminate(Duration::from_secs(10));

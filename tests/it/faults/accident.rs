@@ -11,7 +11,7 @@ use super::{
 use crate::support::{client::is_over, sshd::HostKey};
 
 /// How long the service may take to stop.
-const STOP: Duration = Duration::from_secs(5);
+pub(super) const STOP: Duration = Duration::from_secs(5);
 
 /// How late bytes are on a slow road, each way.
 const LATE: Duration = Duration::from_millis(150);

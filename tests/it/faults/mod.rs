@@ -6,8 +6,11 @@
 //! engine, with a chaos proxy between it and the service.
 
 mod accident;
+mod out_of_reach;
 mod phase;
+mod socket;
 mod stage;
+mod stopping;
 
 use serde_json::{Value, json};
 
