@@ -6,6 +6,7 @@
 //! engine, with a chaos proxy between it and the service.
 
 mod accident;
+mod comfyui;
 mod out_of_reach;
 mod phase;
 mod socket;
