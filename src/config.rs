@@ -106,8 +106,12 @@ pub struct Defaults {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config.toml documents the keys")]
 pub struct Limits {
+    pub max_running: usize,
+    pub max_running_per_box: usize,
+    pub max_waiting: usize,
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
+    pub stalled_after_s: u64,
     pub resubmit_lost: bool,
 }
 
@@ -183,7 +187,10 @@ impl Config {
             ("ssh.connect_timeout_s", self.ssh.connect_timeout_s),
             ("ssh.connect_attempts", u64::from(self.ssh.connect_attempts)),
             ("ssh.keepalive_s", self.ssh.keepalive_s),
+            ("limits.stalled_after_s", self.limits.stalled_after_s),
             ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
+            ("limits.max_running", self.limits.max_running as u64),
+            ("limits.max_running_per_box", self.limits.max_running_per_box as u64),
         ];
         let set = [
             ("state.file", self.state.file.file_name().is_some()),
@@ -236,7 +243,13 @@ impl Config {
             execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
+            stalled_after: Duration::from_secs(self.limits.stalled_after_s),
             resubmit_lost: self.limits.resubmit_lost,
+            limits: runner::Limits {
+                max_running: self.limits.max_running,
+                max_running_per_box: self.limits.max_running_per_box,
+                max_waiting: self.limits.max_waiting,
+            },
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),

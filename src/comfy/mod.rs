@@ -23,6 +23,7 @@ mod outputs;
 mod probe;
 mod queue;
 mod refusal;
+mod server_mark;
 mod socket;
 mod submit;
 mod tolerant;

@@ -3,52 +3,25 @@
 //! The websocket only makes progress visible sooner. What is true comes from ComfyUI's queue and history, in that
 //! order: read the other way round, a prompt that ends in between is in neither.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
+use chrono::Utc;
 use tokio::time::sleep_until;
 
 use super::{
-    ear::Ear, early::EarlyFetches, error::StepError, execution::Execution, link::Link, submit::missing_outputs,
+    ear::Ear, early::EarlyFetches, error::StepError, execution::Execution, hearing::Hearing, link::Link, looks::Looks,
+    submit::missing_outputs,
 };
 use crate::{
-    comfy::{ComfyError, Decoder, HistoryEntry, NodeFailure, Outcome, Place, Queue, SocketMessage},
+    comfy::{ComfyError, HistoryEntry, NodeFailure, Outcome, Place, Queue, SocketMessage},
     workflow::{BoxEvent, ErrorCode, ErrorDetail, Event, Failure, NodeId, Phase, PromptId, Submission, WorkflowState},
 };
-
-/// How often queue and history are read while nothing calls for it.
-const POLL: Duration = Duration::from_secs(3);
-
-/// The pause between two looks after the socket said that the run is over: the history entry is written shortly after
-/// the success message (main.py, prompt_worker, v0.3.64).
-const SOON: Duration = Duration::from_millis(100);
-
-/// How many looks follow each other at that pace.
-const EAGER_LOOKS: u32 = 20;
 
 /// The pause before a look because something moved in ComfyUI's line; many such messages make one look.
 const LINE_MOVED: Duration = Duration::from_millis(500);
 
-/// The prompt counts as lost when it is missing this often…
-const MISSING_LOOKS: u32 = 3;
-
-/// …over at least this long.
-const MISSING_FOR: Duration = Duration::from_secs(5);
-
-/// The pause before a lost websocket is opened again; each further one is twice as long.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-
-/// The longest such pause.
-const LISTEN_AGAIN_AT_MOST: Duration = Duration::from_secs(60);
-
-/// A socket that has told nothing at all of a running prompt for this long is taken for deaf; another one is opened,
-/// which takes twice as long to come under suspicion.
-const UNTOLD: Duration = Duration::from_secs(5);
-
-/// A socket that did tell something, and then nothing for this long. Silence is normal while a model loads.
-const SILENCE: Duration = Duration::from_secs(120);
+/// How long it is tried to stop a prompt that does not move.
+const STOP_WEDGED: Duration = Duration::from_secs(30);
 
 /// How a run ended, as history tells it.
 pub(super) type Ending = HistoryEntry;
@@ -60,30 +33,8 @@ pub(super) enum Followed {
     Ended(Box<Ending>),
     /// The box no longer knows it: what the workflow fails with, unless it may run again.
     Lost(Failure),
-}
-
-/// What comes over the websocket.
-#[derive(Debug)]
-struct Hearing {
-    ear: Option<Ear>,
-    decoder: Decoder,
-    /// The failure as the socket told it: some servers' history lacks its details.
-    failure: Option<NodeFailure>,
-    /// When to open another socket if there is none, and the pause after that.
-    again: (Instant, Duration),
-    /// Whether the socket has told anything of the prompt, and when last; before that, since when it could have.
-    told: (bool, Instant),
-    /// How long a socket may tell nothing at all.
-    untold: Duration,
-}
-
-/// When the next look at queue and history is due, and what the last ones found.
-#[derive(Debug)]
-struct Looks {
-    next: Instant,
-    eager: u32,
-    missing: u32,
-    missing_since: Option<Instant>,
+    /// The box never took it: it may be sent again.
+    NotTaken,
 }
 
 impl Execution {
@@ -100,7 +51,7 @@ impl Execution {
         hearing.close().await;
         Ok(match followed? {
             Followed::Ended(ending) => Followed::Ended(Box::new(with_details(*ending, hearing.failure))),
-            lost @ Followed::Lost(_) => lost,
+            absent @ (Followed::Lost(_) | Followed::NotTaken) => absent,
         })
     }
 
@@ -113,16 +64,13 @@ impl Execution {
         let mut looks = Looks::new();
         loop {
             tokio::select! {
-                message = next_message(&mut hearing.ear) => match message {
+                message = hearing.next() => match message {
                     Some(message) => {
                         if self.take_in(hearing, &mut looks, &message)? {
                             early.take_up(&*self.state()?);
                         }
                     }
-                    None => {
-                        hearing.ear = None;
-                        looks.soon();
-                    }
+                    None => looks.soon(),
                 },
                 () = sleep_until(looks.next.into()) => {
                     if let Some(followed) = self.look(link, &mut looks, hearing).await? {
@@ -130,8 +78,8 @@ impl Execution {
                     }
                     self.good_looks.fetch_add(1, Ordering::Relaxed);
                     self.stop_if_partly_refused(link).await?;
-                    if hearing.ear.is_none() && Instant::now() >= hearing.again.0 {
-                        self.hear_again(link, hearing).await?;
+                    if hearing.wants_ear() {
+                        hearing.listen_to(self.listen(link).await?, &*self.state()?);
                     }
                 }
                 () = early.next() => {}
@@ -142,11 +90,7 @@ impl Execution {
 
     /// Takes in one message, and says whether a node reported results.
     fn take_in(&self, hearing: &mut Hearing, looks: &mut Looks, message: &SocketMessage) -> Result<bool, StepError> {
-        let decoded = hearing.decoder.decode(message);
-        if !decoded.events.is_empty() {
-            hearing.told = (true, Instant::now());
-        }
-        hearing.failure = decoded.failure.or(hearing.failure.take());
+        let decoded = hearing.understand(message);
         let has_results = decoded.events.iter().any(|event| matches!(event, BoxEvent::NodeOutput { .. }));
         for event in decoded.events {
             if event == BoxEvent::Over {
@@ -160,21 +104,6 @@ impl Execution {
         Ok(has_results)
     }
 
-    async fn hear_again(&self, link: &Link, hearing: &mut Hearing) -> Result<(), StepError> {
-        if let Some(ear) = self.listen(link).await? {
-            let state = self.state()?;
-            hearing.decoder = Decoder::new(state.prompt_id.clone());
-            if state.phase() == Some(Phase::Running) {
-                hearing.decoder.set_running();
-            }
-            hearing.ear = Some(ear);
-            hearing.told = (false, Instant::now());
-        }
-        let pause = hearing.again.1;
-        hearing.again = (Instant::now() + pause, (pause * 2).min(LISTEN_AGAIN_AT_MOST));
-        Ok(())
-    }
-
     /// Reads queue, then history. `None` while the prompt is not over.
     async fn look(&self, link: &Link, looks: &mut Looks, hearing: &mut Hearing) -> Result<Option<Followed>, StepError> {
         let state = self.state()?;
@@ -185,13 +114,10 @@ impl Execution {
             Err(ComfyError::TooBig { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        if let Some(queue) = &queue
-            && self.look_at_queue(queue, &state, hearing)
-        {
+        if let Some(place) = queue.as_ref().and_then(|queue| self.look_at_queue(queue, &state, hearing)) {
             looks.found();
-            if hearing.is_deaf(state.phase()) {
-                tracing::info!("the websocket tells nothing of a running prompt; opening another");
-                hearing.close().await;
+            if place == Place::Running {
+                self.look_at_silence(link, hearing).await?;
             }
             return Ok(None);
         }
@@ -200,23 +126,55 @@ impl Execution {
             self.stop_if_partly_refused(link).await?;
             return Ok(Some(Followed::Ended(Box::new(ending))));
         }
-        Ok((queue.is_some() && looks.is_lost()).then(|| Followed::Lost(lost(&state))))
+        if queue.is_none() || !looks.is_lost() {
+            return Ok(None);
+        }
+        // Asked last: the ComfyUI that still bears the mark has been up during all the looks.
+        Ok(Some(if self.was_never_taken(link).await? { Followed::NotTaken } else { Followed::Lost(lost(&state)) }))
     }
 
-    /// Whether the prompt is in ComfyUI's line or runs.
-    fn look_at_queue(&self, queue: &Queue, state: &WorkflowState, hearing: &mut Hearing) -> bool {
-        let Some((entry, place)) = queue.find(&state.prompt_id, &state.id) else { return false };
+    /// Where in ComfyUI's line the prompt is, if it is there.
+    fn look_at_queue(&self, queue: &Queue, state: &WorkflowState, hearing: &mut Hearing) -> Option<Place> {
+        let (entry, place) = queue.find(&state.prompt_id, &state.id)?;
         self.note_found(state, entry.prompt_id.clone(), entry.targets.as_deref(), hearing);
         match place {
             Place::Running => {
-                hearing.decoder.set_running();
+                hearing.note_running(state.phase());
                 self.apply(Event::Box(BoxEvent::Started));
             }
             Place::Pending(position) => {
+                hearing.note_waiting();
                 self.apply(Event::Waiting { position });
             }
         }
-        true
+        Some(place)
+    }
+
+    /// Nothing heard of a running prompt: the socket may be deaf, a model may be loading, or ComfyUI hangs.
+    async fn look_at_silence(&self, link: &Link, hearing: &mut Hearing) -> Result<(), StepError> {
+        if hearing.is_deaf() {
+            tracing::info!("the websocket tells nothing of a running prompt; opening another");
+            hearing.close().await;
+        }
+        let quiet = hearing.quiet_for();
+        if quiet < self.options.unreachable_limit {
+            self.report_stall(quiet)?;
+            return Ok(());
+        }
+        let failure = wedged(&*self.state()?, quiet);
+        // It must not go on behind the user's back, should it wake up.
+        let stopped = tokio::time::timeout(STOP_WEDGED, self.stop_prompt(link)).await;
+        tracing::warn!(stopped = matches!(stopped, Ok(Ok(()))), "gave up a prompt that does not move");
+        Err(StepError::Fatal(failure))
+    }
+
+    /// Lets readers know when nothing has moved for suspiciously long.
+    pub(super) fn report_stall(&self, quiet: Duration) -> Result<(), StepError> {
+        if quiet >= self.options.stalled_after && self.state()?.stalled_since.is_none() {
+            tracing::warn!(quiet_s = quiet.as_secs(), "nothing moves on the box");
+            self.apply(Event::Stalled(Utc::now() - quiet));
+        }
+        Ok(())
     }
 
     /// Takes in under which id, and for which outputs, the box has the prompt.
@@ -227,82 +185,9 @@ impl Execution {
             self.apply(Event::PartlyRefused(failure));
         }
         if id != state.prompt_id {
-            hearing.decoder = Decoder::new(id.clone());
+            hearing.rename(id.clone());
         }
         self.apply(Event::Submitted(id));
-    }
-}
-
-impl Hearing {
-    fn new(ear: Option<Ear>, prompt: PromptId) -> Self {
-        let now = Instant::now();
-        Self {
-            ear,
-            decoder: Decoder::new(prompt),
-            failure: None,
-            again: (now, LISTEN_AGAIN),
-            told: (false, now),
-            untold: UNTOLD,
-        }
-    }
-
-    /// Whether the socket should be replaced, now that the queue shows the prompt running. `phase` is what was known
-    /// before that.
-    fn is_deaf(&mut self, phase: Option<Phase>) -> bool {
-        if self.ear.is_none() {
-            return false;
-        }
-        if phase < Some(Phase::Running) {
-            self.told.1 = Instant::now();
-            return false;
-        }
-        match self.told {
-            (true, heard) => heard.elapsed() >= SILENCE,
-            (false, since) if since.elapsed() >= self.untold => {
-                self.untold *= 2;
-                true
-            }
-            (false, _) => false,
-        }
-    }
-
-    async fn close(&mut self) {
-        if let Some(ear) = self.ear.take() {
-            ear.close().await;
-        }
-    }
-}
-
-impl Looks {
-    fn new() -> Self {
-        Self { next: Instant::now(), eager: 0, missing: 0, missing_since: None }
-    }
-
-    fn soon(&mut self) {
-        self.eager = EAGER_LOOKS;
-        self.within(SOON);
-    }
-
-    fn within(&mut self, pause: Duration) {
-        self.next = self.next.min(Instant::now() + pause);
-    }
-
-    fn plan_next(&mut self) {
-        let pause = if self.eager > 0 { SOON } else { POLL };
-        self.eager = self.eager.saturating_sub(1);
-        self.next = Instant::now() + pause;
-    }
-
-    fn found(&mut self) {
-        self.missing = 0;
-        self.missing_since = None;
-    }
-
-    /// Counts one more look that found nothing.
-    fn is_lost(&mut self) -> bool {
-        self.missing += 1;
-        let since = *self.missing_since.get_or_insert_with(Instant::now);
-        self.missing >= MISSING_LOOKS && since.elapsed() >= MISSING_FOR
     }
 }
 
@@ -341,6 +226,17 @@ pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
     }
 }
 
+fn wedged(state: &WorkflowState, quiet: Duration) -> Failure {
+    let node = state.current_node.as_ref().and_then(|id| Some((id, state.nodes.get(id)?)));
+    let place = node.map(|(id, node)| format!(" on node {id} ({})", node.class_type)).unwrap_or_default();
+    let message = format!(
+        "ComfyUI has shown no progress{place} for {} s, though it says that the prompt runs; it seems to hang: look at \
+         its log on the box, restart it there, and run the workflow again",
+        quiet.as_secs()
+    );
+    Failure::new(ErrorCode::Wedged, message)
+}
+
 fn lost(state: &WorkflowState) -> Failure {
     let message = match state.submission {
         Submission::Accepted => {
@@ -357,12 +253,4 @@ fn lost(state: &WorkflowState) -> Failure {
         }
     };
     Failure::new(ErrorCode::JobLost, message)
-}
-
-/// Never resolves without a socket. Cancel-safe, as [`Ear::next`] is.
-async fn next_message(ear: &mut Option<Ear>) -> Option<SocketMessage> {
-    match ear {
-        Some(ear) => ear.next().await,
-        None => std::future::pending().await,
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::{
     comfy::{Client, ComfyError, Socket, SocketError},
     ssh::{Pool, Session, SshError, Target, Transfer, Tunnel},
-    workflow::ClientId,
+    workflow::{ClientId, ErrorCode, Failure},
 };
 
 use super::error::StepError;
@@ -34,8 +34,8 @@ impl Link {
     /// Asks whether ComfyUI answers, and returns its version if it tells.
     ///
     /// # Errors
-    /// A sentence that says what was found instead.
-    pub(super) async fn probe(&self, port: u16) -> Result<Option<String>, String> {
+    /// Says what was found instead.
+    pub(super) async fn probe(&self, port: u16) -> Result<Option<String>, Failure> {
         let error = match self.client.probe().await {
             Ok(info) => {
                 self.has_jobs_api.store(info.has_jobs_api, Ordering::Relaxed);
@@ -45,6 +45,9 @@ impl Link {
         };
         let found = match error {
             ComfyError::Unreachable { .. } => self.what_is_there(&error).await,
+            ComfyError::Timeout { after, .. } => {
+                format!("it takes connections but has not answered within {} s; it may hang", after.as_secs())
+            }
             _ => error.to_string(),
         };
         let mut message = format!("could not reach ComfyUI on port {port} of the box: {found}");
@@ -53,7 +56,8 @@ impl Link {
         {
             message.push_str(&format!("; ComfyUI answers on port {other}, set comfyui_port to it"));
         }
-        Err(message)
+        let is_silent = matches!(error, ComfyError::Timeout { .. });
+        Err(Failure::new(if is_silent { ErrorCode::Wedged } else { ErrorCode::ComfyuiUnreachable }, message))
     }
 
     /// A closed port looks, from this end of the tunnel, like a connection that is cut.

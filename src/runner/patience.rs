@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// The first pause between two tries; each further one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// The longest such pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest such pause. Short enough that a box that is back is noticed well within half a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// One spell of trouble: since when, and how long the next pause is.
 #[derive(Debug)]

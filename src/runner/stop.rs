@@ -38,13 +38,15 @@ impl Execution {
             };
             match self.stop_prompt(&link).await {
                 Ok(()) => return Event::Cancelled,
-                Err(error) => cause = error.into_failure(),
+                Err(StepError::Fatal(failure)) => return Event::CancelUnconfirmed(unconfirmed(&failure)),
+                Err(StepError::LinkLost(failure) | StepError::Trouble(failure)) => cause = failure,
             }
         }
     }
 
     /// Returns when the prompt is neither waiting nor running.
     pub(super) async fn stop_prompt(&self, link: &Link) -> Result<(), StepError> {
+        let begun = Instant::now();
         let mut interrupted: Option<Instant> = None;
         let mut absent_since: Option<Instant> = None;
         loop {
@@ -57,6 +59,10 @@ impl Execution {
                 }
                 Some((id, Place::Running)) => {
                     absent_since = None;
+                    self.report_stall(begun.elapsed())?;
+                    if begun.elapsed() >= self.options.unreachable_limit {
+                        return Err(StepError::Fatal(unstoppable(begun.elapsed())));
+                    }
                     if interrupted.is_none_or(|at| at.elapsed() >= INTERRUPT_AGAIN) {
                         tracing::info!(prompt.id = %id, "interrupting");
                         let cancelled = link.has_jobs_api() && link.client.cancel_job(&id).await?.is_some();
@@ -87,5 +93,13 @@ fn unconfirmed(failure: &Failure) -> Failure {
         "cancel was requested, but whether the run on the box has stopped could not be confirmed: {}",
         failure.message
     );
-    Failure::new(ErrorCode::SshUnreachable, message)
+    Failure::new(failure.code, message)
+}
+
+fn unstoppable(tried: Duration) -> Failure {
+    let message = format!(
+        "ComfyUI has not stopped it for {} s, though it was asked again and again; it seems to hang: restart it on the box",
+        tried.as_secs()
+    );
+    Failure::new(ErrorCode::Wedged, message)
 }

@@ -1,26 +1,32 @@
 //! Chapter: the prompt goes to the box, at most once.
 //!
-//! The prompt's id is chosen and on disk before anything is sent. After an answer that leaves open whether the box
-//! took it, nothing is sent again: [`follow`](super::follow) looks for the prompt on the box.
+//! The prompt's id is chosen and on disk before anything is sent, and so is a mark by which the ComfyUI that gets it is
+//! known again. After an answer that leaves open whether the box took it, [`follow`](super::follow) looks for the prompt
+//! on the box. It is sent again only when that same ComfyUI has been up throughout and does not know it: then it never
+//! took it. Under the same id all the same, which newer servers refuse to take twice.
 
 use std::time::Duration;
 
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, WorkflowState},
+    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, Submission, WorkflowState},
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
 const ANSWER_IS_LATE: Duration = Duration::from_secs(5);
 
+/// How often a prompt may be sent that ComfyUI never takes.
+const MAX_SENDS: u32 = 3;
+
 impl Execution {
     /// Sends the prompt.
     pub(super) async fn submit(&self, link: &Link, graph: &Graph) -> Result<(), StepError> {
-        link.knock().await?;
+        let mark = async { Ok::<_, StepError>(link.client.mark_server().await?) };
+        let ((), mark) = tokio::try_join!(link.knock(), mark)?;
         let state = self.state()?;
         let gone = || StepError::fatal(ErrorCode::Internal, "the workflow is no longer on record");
-        let revision = self.apply(Event::Submitting).ok_or_else(gone)?;
+        let revision = self.apply(Event::Submitting(mark)).ok_or_else(gone)?;
         self.store.durable(revision).await?;
         let prompt = graph.to_value();
         let answer = tokio::select! {
@@ -51,6 +57,28 @@ impl Execution {
             }
             Err(refused) => Err(StepError::Fatal(refusal(&refused, graph))),
         }
+    }
+
+    /// Whether a prompt that the box does not know, after an unclear submission, was certainly never taken.
+    pub(super) async fn was_never_taken(&self, link: &Link) -> Result<bool, StepError> {
+        let state = self.state()?;
+        let Some(sent_to) = state.server_mark.as_ref().filter(|_| state.submission == Submission::Unclear) else {
+            return Ok(false);
+        };
+        Ok(link.client.server_mark().await?.as_ref() == Some(sent_to))
+    }
+
+    /// Lets a prompt that was never taken be sent again, but not without end.
+    pub(super) fn send_again(&self) -> Result<(), StepError> {
+        let state = self.state()?;
+        let cause = state.unclear_because.as_deref().unwrap_or("the service was stopped while it was being sent");
+        if state.times_sent >= MAX_SENDS {
+            let message = format!("ComfyUI did not take the prompt, which was sent {MAX_SENDS} times: {cause}");
+            return Err(StepError::fatal(ErrorCode::ComfyuiUnreachable, message));
+        }
+        tracing::info!(cause, "ComfyUI never took the prompt; sending it again");
+        self.apply(Event::NotTaken);
+        Ok(())
     }
 
     /// ComfyUI would run only the valid outputs: that is not what was asked for, so it is to run none.

@@ -78,6 +78,7 @@ struct Settings {
     ignore_prompt_id: bool,
     untargeted_interrupt: bool,
     lost_answers: Option<(u32, LostAnswer)>,
+    lost_prompts: u32,
     page: Option<Page>,
     sftp_refused: bool,
     forwarding_refused: bool,
@@ -150,6 +151,16 @@ impl Faults {
     /// Accepts the next `count` prompts but loses the answers.
     pub fn lose_submit_answers(&self, count: u32, how: LostAnswer) {
         self.settings().lost_answers = Some((count, how));
+    }
+
+    /// Lets the next `count` prompts break off on their way, before they are taken.
+    pub fn lose_prompts(&self, count: u32) {
+        self.settings().lost_prompts = count;
+    }
+
+    /// How many prompts are still to get lost.
+    pub fn prompts_to_lose(&self) -> u32 {
+        self.settings().lost_prompts
     }
 
     /// Answers every HTTP request with this page, websocket upgrades included. `None` turns it off.
@@ -289,6 +300,13 @@ impl Faults {
         let (count, how) = settings.lost_answers?;
         settings.lost_answers = (count > 1).then(|| (count - 1, how));
         (count > 0).then_some(how)
+    }
+
+    pub(super) fn take_lost_prompt(&self) -> bool {
+        let mut settings = self.settings();
+        let lost = settings.lost_prompts > 0;
+        settings.lost_prompts = settings.lost_prompts.saturating_sub(1);
+        lost
     }
 
     pub(super) fn denies_writing(&self) -> bool {

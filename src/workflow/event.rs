@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     failure::Failure,
-    id::{NodeId, PromptId},
+    id::{NodeId, PromptId, ServerMark},
     output::{NodeOutput, RemoteFile},
     state::Phase,
 };
@@ -55,8 +55,9 @@ pub enum Event {
         /// Those of them that save or show a result.
         outputs: Vec<NodeId>,
     },
-    /// The prompt is about to be sent; from here on it may be on the box.
-    Submitting,
+    /// The prompt is about to be sent; from here on it may be on the box. With the mark of the ComfyUI that gets it, if
+    /// it can be marked.
+    Submitting(Option<ServerMark>),
     /// The prompt certainly did not reach the box's line.
     NotTaken,
     /// The answer to the submission was lost, or leaves open whether the box took the prompt; for this reason.
@@ -90,6 +91,8 @@ pub enum Event {
     AttemptStarted(PromptId),
     /// Something the user should know that fails nothing.
     Warned(String),
+    /// The prompt has run, or ComfyUI not answered, for long without any sign of progress, since then.
+    Stalled(DateTime<Utc>),
     /// The way to the box stands.
     Connected,
     /// The way to the box was lost.

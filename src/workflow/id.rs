@@ -61,6 +61,10 @@ text_id! {
     /// Names the websocket that gets a prompt's messages.
     ClientId
 }
+text_id! {
+    /// Names one start of a ComfyUI: as long as it bears the same mark, it has kept its queue and history.
+    ServerMark
+}
 
 impl WorkflowId {
     /// `comfyui_workflow_<unix seconds>_<8 hex digits>`.
@@ -85,9 +89,28 @@ impl ClientId {
     }
 }
 
+impl ServerMark {
+    /// A fresh one.
+    pub fn fresh() -> Self {
+        Self(uuid::Uuid::new_v4().hyphenated().to_string())
+    }
+
+    /// A mark as it was read back; `None` for what can't be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        uuid::Uuid::try_parse(text.trim()).ok().map(|mark| Self(mark.hyphenated().to_string()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_read_back_and_nothing_else_is_taken_for_one() {
+        let mark = ServerMark::fresh();
+        assert_eq!(ServerMark::parse(&format!("{mark}\n")), Some(mark));
+        assert_eq!(ServerMark::parse("<html>404</html>"), None);
+    }
 
     #[test]
     fn a_workflow_id_names_its_second_and_eight_hex_digits() {

@@ -19,7 +19,7 @@ pub use connection::{Connection, ConnectionState};
 pub use event::{BoxEvent, Event};
 pub use failure::{ErrorCode, ErrorDetail, Failure};
 pub use graph::{Graph, GraphError, Node};
-pub use id::{ClientId, NodeId, PromptId, WorkflowId};
+pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::{Idempotency, Request};

@@ -14,7 +14,7 @@ use super::{
     event::{BoxEvent, Event},
     failure::Failure,
     graph::Graph,
-    id::{ClientId, NodeId, PromptId, WorkflowId},
+    id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId},
     node::{NodeState, NodeStatus},
     output::{NodeOutput, Output, RemoteFile},
     request::{Idempotency, Request},
@@ -100,6 +100,12 @@ pub struct WorkflowState {
     pub submission: Submission,
     /// Why it is unclear what the box has of it.
     pub unclear_because: Option<String>,
+    /// The mark of the ComfyUI to which it was sent.
+    #[serde(default)]
+    pub server_mark: Option<ServerMark>,
+    /// How often it was sent. More than once only when ComfyUI certainly had not taken it before.
+    #[serde(default)]
+    pub times_sent: u32,
     /// The box took only a part of the graph: why the workflow fails once that part is stopped.
     pub refusal: Option<Failure>,
     /// 1, and one more each time the run starts over.
@@ -136,6 +142,9 @@ pub struct WorkflowState {
     pub texts: Vec<Text>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Since when nothing has moved although it should, where that is suspiciously long.
+    #[serde(default)]
+    pub stalled_since: Option<DateTime<Utc>>,
 }
 
 /// A text among the results.
@@ -158,6 +167,8 @@ impl WorkflowState {
             client_id: ClientId::fresh(),
             submission: Submission::None,
             unclear_because: None,
+            server_mark: None,
+            times_sent: 0,
             refusal: None,
             attempt: 1,
             cancel_requested: false,
@@ -176,6 +187,7 @@ impl WorkflowState {
             outputs: Vec::new(),
             texts: Vec::new(),
             warnings: Vec::new(),
+            stalled_since: None,
         }
     }
 
@@ -245,7 +257,7 @@ impl WorkflowState {
         let changed = match event {
             Event::Entered(next) => self.enter(phase, next, at),
             Event::Planned { order, outputs } => self.plan(&order) | replace(&mut self.output_nodes, outputs),
-            Event::Submitting => self.submission == Submission::None && self.note_submission(Submission::Unclear),
+            Event::Submitting(mark) => self.submission == Submission::None && self.note_sending(mark),
             Event::NotTaken => self.submission == Submission::Unclear && self.note_submission(Submission::None),
             Event::AnswerLost(cause) => {
                 self.submission == Submission::Unclear && replace(&mut self.unclear_because, Some(cause))
@@ -258,8 +270,9 @@ impl WorkflowState {
             Event::Stored { node, file, local_path, size } => self.note_stored(&node, &file, local_path, size),
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
+            Event::Stalled(since) => replace(&mut self.stalled_since, Some(since)),
             Event::AnsweredWithError(_) => false,
-            Event::Connected => self.connect(Connection::connected(at)),
+            Event::Connected => self.connect(Connection::connected(at)) | replace(&mut self.stalled_since, None),
             Event::Reconnecting { cause, next_attempt } => {
                 self.connect(Connection::reconnecting(at, cause, next_attempt))
             }
@@ -280,7 +293,7 @@ impl WorkflowState {
     }
 
     fn apply_box(&mut self, phase: Phase, at: DateTime<Utc>, event: BoxEvent) -> bool {
-        match event {
+        let moved = match event {
             BoxEvent::Started => self.enter(phase, Phase::Running, at),
             BoxEvent::Cached(nodes) => self.each_node(&nodes, NodeState::take_from_cache),
             BoxEvent::NodeStarted(node) => {
@@ -294,7 +307,11 @@ impl WorkflowState {
             BoxEvent::NodeFinished(node) => self.finish_node(&node),
             BoxEvent::NodeOutput { node, output } => self.note_output(node, output),
             BoxEvent::Over => replace(&mut self.current_node, None),
+        };
+        if moved {
+            self.stalled_since = None;
         }
+        moved
     }
 
     fn enter(&mut self, phase: Phase, next: Phase, at: DateTime<Utc>) -> bool {
@@ -302,6 +319,7 @@ impl WorkflowState {
             return false;
         }
         self.lifecycle = Lifecycle::Active(next);
+        self.stalled_since = None;
         if next >= Phase::Running {
             self.queue_position = None;
             self.start_time.get_or_insert(at);
@@ -326,6 +344,12 @@ impl WorkflowState {
 
     fn note_submission(&mut self, submission: Submission) -> bool {
         replace(&mut self.submission, submission)
+    }
+
+    fn note_sending(&mut self, mark: Option<ServerMark>) -> bool {
+        self.server_mark = mark;
+        self.times_sent += 1;
+        self.note_submission(Submission::Unclear)
     }
 
     fn note_submitted(&mut self, phase: Phase, prompt_id: PromptId, at: DateTime<Utc>) -> bool {
@@ -401,9 +425,11 @@ impl WorkflowState {
         self.attempt += 1;
         self.submission = Submission::None;
         self.lifecycle = Lifecycle::Active(Phase::Uploading);
+        self.stalled_since = None;
         self.current_node = None;
         self.queue_position = None;
         self.unclear_because = None;
+        self.times_sent = 0;
         self.outputs.clear();
         self.texts.clear();
         for node in self.nodes.values_mut() {
@@ -448,6 +474,7 @@ impl WorkflowState {
         self.current_node = None;
         self.queue_position = None;
         self.connection = None;
+        self.stalled_since = None;
         self.end_time = Some(at);
         true
     }

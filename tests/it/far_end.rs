@@ -127,6 +127,14 @@ impl FarEnd {
         }
     }
 
+    /// How many prompts of a workflow the box has run, however they are called there.
+    pub(crate) async fn runs_of(&self, workflow_id: &str) -> usize {
+        let url = format!("http://127.0.0.1:{}/history", self.port());
+        let history: Value = reqwest::get(&url).await.expect("history").json().await.expect("JSON");
+        let entries = history.as_object().expect("entries by prompt id").values();
+        entries.filter(|entry| entry["prompt"][3].to_string().contains(workflow_id)).count()
+    }
+
     /// The prompts that run or wait on the box.
     pub(crate) async fn prompts_in_line(&self) -> Vec<String> {
         let url = format!("http://127.0.0.1:{}/queue", self.port());

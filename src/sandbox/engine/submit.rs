@@ -26,6 +26,10 @@ pub(super) async fn submit(
     Extension(ConnectionCut(cut)): Extension<ConnectionCut>,
     body: RawBody,
 ) -> Response {
+    if shared.faults.take_lost_prompt() {
+        cut.cancel();
+        std::future::pending::<()>().await;
+    }
     let answer = match parse(body) {
         Ok(body) => accept(&shared, body),
         Err(answer) => *answer,

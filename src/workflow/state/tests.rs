@@ -48,7 +48,7 @@ fn submitted() -> [Event; 5] {
         Event::Entered(Phase::Connecting),
         planned(),
         Event::Entered(Phase::Uploading),
-        Event::Submitting,
+        Event::Submitting(None),
         Event::Submitted("p".into()),
     ]
 }
@@ -181,7 +181,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         proptest::sample::select(phases.to_vec()).prop_map(Event::Entered),
         Just(planned()),
-        Just(Event::Submitting),
+        Just(Event::Submitting(Some("7f1c3c1e-2f57-4b52-9df4-0d6a5c6c1a0e".into()))),
+        Just(Event::Stalled(at(3))),
         Just(Event::NotTaken),
         Just(Event::AnswerLost("cut".into())),
         Just(Event::PartlyRefused(Failure::new(ErrorCode::InvalidWorkflow, "x"))),
