@@ -48,6 +48,23 @@ impl Stage {
 }
 
 #[tokio::test]
+async fn a_kill_with_a_cancel_under_way() {
+    let mut stage = Stage::new().await;
+    let hold = stage.sandbox.engine().hold_at_step("2", 1).stubborn();
+    let id = stage.service.client().accepted(&stage.request(&graphs::slow(&tag(), 3000, 10))).await;
+    hold.reached().await;
+    assert_eq!(stage.service.client().cancel(&id).await.0.as_u16(), 200);
+    // Right after the answer: what it promises must be on disk by then.
+    stage.service.kill();
+    stage.service.launch();
+    let under_way = stage.service.client().progress(&id).await;
+    assert_eq!((&under_way["status"], &under_way["cancel_requested"]), (&json!("executing"), &json!(true)));
+    hold.release();
+    stage.service.client().wait_for_status(&id, "cancelled", PATIENCE).await;
+    assert_eq!(stage.sandbox.engine().running(), None);
+}
+
+#[tokio::test]
 async fn a_cancel_while_uploading_stops_at_once_and_leaves_nothing_on_the_box() {
     let mut stage = Stage::new().await;
     let id = stage.start_with_big_input().await;

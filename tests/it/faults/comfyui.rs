@@ -38,7 +38,8 @@ async fn proxy_of(sshd: &Sshd) -> ChaosProxy {
 }
 
 fn quick_service(settings: &[(&str, toml::Value)]) -> Service {
-    let quick = [("ssh.keepalive_s", 1.into()), ("ssh.connect_timeout_s", 2.into())];
+    let quick =
+        [("ssh.keepalive_s", 1.into()), ("ssh.connect_timeout_s", 2.into()), ("limits.max_running_per_box", 8.into())];
     Service::start(&[&quick, settings].concat())
 }
 

@@ -62,12 +62,13 @@ async fn undisturbed(graph: &Value) -> Value {
 }
 
 /// Runs the graph undisturbed and disturbed, and compares how they end.
-async fn ends_the_same(graph: Value, disturb: impl FnOnce(&Faults)) {
+async fn ends_the_same(graph: Value, disturb: impl FnOnce(&Faults)) -> Value {
     let expected = undisturbed(&graph).await;
     let stage = Stage::new().await;
     disturb(stage.sandbox.faults());
     let id = stage.start(&graph).await;
     assert_eq!(end_of(&stage, &id).await, expected);
+    expected
 }
 
 #[tokio::test]
@@ -77,7 +78,8 @@ async fn a_deaf_one() {
 
 #[tokio::test]
 async fn a_deaf_one_of_a_run_that_fails() {
-    ends_the_same(graphs::fail(TAG), |faults| faults.deafen(true)).await;
+    let end = ends_the_same(graphs::fail(TAG), |faults| faults.deafen(true)).await;
+    assert_eq!((&end["status"], &end["completed_nodes"]), (&json!("failed"), &json!(2)), "{end:#}");
 }
 
 #[tokio::test]
