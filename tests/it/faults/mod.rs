@@ -94,7 +94,8 @@ table! {
 }
 
 async fn play(phase: Phase, accident: Accident) {
-    let Some(mut stage) = Stage::new().await else { return };
+    let stage = if accident == Accident::Delay { Stage::patient().await } else { Stage::new().await };
+    let Some(mut stage) = stage else { return };
     let held = phase.enter(&stage).await;
     let id = held.id.clone();
     accident.happen(&mut stage, &id, phase).await;

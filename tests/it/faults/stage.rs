@@ -27,25 +27,33 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// `None`, said aloud, without an sshd. Lost connections are noticed within seconds.
+    /// `None`, said aloud, without an sshd. Both ends notice lost connections within seconds.
     pub(super) async fn new() -> Option<Self> {
         Self::with(&[]).await
     }
 
     /// The same with more settings of the service.
     pub(super) async fn with(settings: &[(&str, toml::Value)]) -> Option<Self> {
+        let quick =
+            [("ssh.keepalive_s", 1.into()), ("ssh.connect_timeout_s", 2.into()), ("ssh.connect_attempts", 1.into())];
+        let extra = vec!["ClientAliveInterval 1".to_owned(), "ClientAliveCountMax 2".to_owned()];
+        Self::build(&[&quick, settings].concat(), extra).await
+    }
+
+    /// Both ends give a slow road the time that they do by default.
+    pub(super) async fn patient() -> Option<Self> {
+        Self::build(&[], vec![]).await
+    }
+
+    async fn build(settings: &[(&str, toml::Value)], extra: Vec<String>) -> Option<Self> {
         if !Sshd::available() {
             support::skip("sshd", "no OpenSSH server is installed");
             return None;
         }
-        // The far end, too, notices that nobody is there.
-        let extra = vec!["ClientAliveInterval 1".to_owned(), "ClientAliveCountMax 2".to_owned()];
         let sshd = Sshd::start(SshdOptions { extra, ..SshdOptions::default() });
         let proxy = ChaosProxy::start(SocketAddr::from(([127, 0, 0, 1], sshd.port()))).await.unwrap();
         let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
-        let quick =
-            [("ssh.keepalive_s", 1.into()), ("ssh.connect_timeout_s", 2.into()), ("ssh.connect_attempts", 1.into())];
-        let service = Service::start(&[&quick, settings].concat());
+        let service = Service::start(settings);
         Some(Self { service, proxy, sshd, sandbox, foreign: RefCell::default() })
     }
 
