@@ -38,6 +38,8 @@ pub struct HistoryEntry {
     pub outputs: Vec<(NodeId, NodeOutput)>,
     /// Nodes whose results came from an earlier run.
     pub cached: Vec<NodeId>,
+    /// Nodes that ran to their end before the run failed or was stopped, where the server says so.
+    pub finished: Vec<NodeId>,
     /// From start to end by the server's clock, where it says so.
     pub run_time: Option<Duration>,
 }
@@ -122,6 +124,7 @@ impl RawHistory {
             targets,
             outputs: outputs(&self.outputs, &self.meta),
             cached: messages.cached.clone(),
+            finished: messages.finished.clone(),
             run_time: messages.run_time(),
             outcome: messages.outcome(&self.status),
         }
@@ -134,6 +137,7 @@ struct Messages {
     failure: Option<NodeFailure>,
     interrupted: bool,
     cached: Vec<NodeId>,
+    finished: Vec<NodeId>,
     started_ms: Option<i64>,
     ended_ms: Option<i64>,
 }
@@ -160,19 +164,14 @@ impl Messages {
         let at = data.get("timestamp").and_then(Value::as_f64).map(|ms| ms as i64);
         match kind {
             "execution_start" => self.started_ms = at,
-            "execution_cached" => {
-                self.cached = data
-                    .get("nodes")
-                    .and_then(Value::as_array)
-                    .into_iter()
-                    .flatten()
-                    .filter_map(id_of)
-                    .map(NodeId::from)
-                    .collect();
-            }
+            "execution_cached" => self.cached = nodes(data, "nodes"),
             "execution_success" => self.ended_ms = at,
-            "execution_interrupted" => (self.interrupted, self.ended_ms) = (true, at),
-            "execution_error" => (self.failure, self.ended_ms) = (NodeFailure::read(data), at),
+            "execution_interrupted" => {
+                (self.interrupted, self.ended_ms, self.finished) = (true, at, nodes(data, "executed"));
+            }
+            "execution_error" => {
+                (self.failure, self.ended_ms, self.finished) = (NodeFailure::read(data), at, nodes(data, "executed"));
+            }
             _ => {}
         }
     }
@@ -203,6 +202,11 @@ impl Messages {
         let ms = self.ended_ms?.checked_sub(self.started_ms?)?;
         u64::try_from(ms).ok().map(Duration::from_millis)
     }
+}
+
+fn nodes(data: &Value, key: &str) -> Vec<NodeId> {
+    let ids = data.get(key).and_then(Value::as_array).into_iter().flatten();
+    ids.filter_map(id_of).map(NodeId::from).collect()
 }
 
 /// Outputs of expanded children count for the node of the graph that they came from.
@@ -328,17 +332,19 @@ mod tests {
         let failure = |server: &str| {
             let trace = traces::one(server, "c_fail_mid");
             let body = trace.http("GET", "/history").last().unwrap()["response"].to_string();
-            match parse(body.as_bytes()).unwrap().remove(0).outcome {
-                Outcome::Failed(failure) => failure,
+            let entry = parse(body.as_bytes()).unwrap().remove(0);
+            match entry.outcome {
+                Outcome::Failed(failure) => (failure, entry.finished),
                 other => panic!("{other:?}"),
             }
         };
         for server in ["comfyui-0.3.64", "comfyui-0.3.75-pypi"] {
-            let failure = failure(server);
+            let (failure, finished) = failure(server);
+            assert!(finished.contains(&"2".into()) && !finished.contains(&"3".into()), "{finished:?}");
             assert_eq!(failure.message(), "node 3 (RigFail) raised RuntimeError: rig: forced failure");
             assert!(failure.traceback_tail.last().is_some_and(|line| line.contains("rig_nodes")), "{failure:?}");
         }
         let expected = "a node (this ComfyUI does not say which) raised an error: rig: forced failure";
-        assert_eq!(failure("comfyui-0.10.0-fork").message(), expected);
+        assert_eq!(failure("comfyui-0.10.0-fork").0.message(), expected);
     }
 }

@@ -21,6 +21,9 @@ impl Execution {
         // Of a run that was over before anybody looked, only history tells that it ran.
         self.apply(Event::Box(BoxEvent::Started));
         self.apply(Event::Box(BoxEvent::Cached(ending.cached)));
+        for node in ending.finished {
+            self.apply(Event::Box(BoxEvent::NodeFinished(node)));
+        }
         self.apply(Event::Reported(ending.outputs));
         if failure.is_none() {
             // Only now that all outputs are listed: from here on, the list is what is still to come.

@@ -263,14 +263,17 @@ impl Execution {
         let target = self.target()?;
         let mut last = cause;
         loop {
-            let (limit, message) = (self.unreachable_limit(), last.message.clone());
+            let ((limit, setting), message) = (self.unreachable_limit(), last.message.clone());
             self.apply(Event::Reconnecting { cause: message.clone(), next_attempt: None });
             let announce = |pause| {
                 let next_attempt = TimeDelta::from_std(pause).ok().map(|pause| Utc::now() + pause);
                 self.apply(Event::Reconnecting { cause: message, next_attempt });
             };
             if !patience.wait(limit, announce).await {
-                return Err(last);
+                let seconds = patience.lasted().as_secs();
+                let message =
+                    format!("the box was out of reach for {seconds} s ([limits] {setting} ends it): {}", last.message);
+                return Err(Failure { message, ..last });
             }
             last = match Link::open(&self.pool, &target, port).await {
                 Ok(link) => match link.probe(port).await {
@@ -297,11 +300,11 @@ impl Execution {
         error.kind() == SshErrorKind::HostKey || (!submitted && !error.is_transient())
     }
 
-    /// How long the box may stay out of reach.
-    fn unreachable_limit(&self) -> Duration {
+    /// How long the box may stay out of reach, and the setting that says so.
+    fn unreachable_limit(&self) -> (Duration, &'static str) {
         match self.state().map(|state| state.submission) {
-            Ok(Submission::Unclear | Submission::Accepted) => self.options.unreachable_limit,
-            _ => self.options.unreachable_before_submit,
+            Ok(Submission::Unclear | Submission::Accepted) => (self.options.unreachable_limit, "unreachable_limit_s"),
+            _ => (self.options.unreachable_before_submit, "unreachable_before_submit_s"),
         }
     }
 

@@ -44,12 +44,14 @@ impl Patience {
     }
 
     async fn pause_announced(&mut self, limit: Duration, announce: impl FnOnce(Duration)) -> bool {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        if since.elapsed() >= limit {
+        let left = limit.saturating_sub(self.lasted());
+        if left.is_zero() {
             return false;
         }
+        self.since.get_or_insert_with(Instant::now);
         let jitter = f64::from(uuid::Uuid::new_v4().as_fields().1) / f64::from(u16::MAX);
-        let pause = self.next.mul_f64(0.5 + 0.5 * jitter);
+        // The last try comes when the time is up, not long after.
+        let pause = self.next.mul_f64(0.5 + 0.5 * jitter).min(left);
         announce(pause);
         tokio::time::sleep(pause).await;
         self.next = (self.next * 2).min(LONGEST_PAUSE);

@@ -70,6 +70,8 @@ struct Settings {
     deaf: bool,
     noise: bool,
     duplicates: bool,
+    reordered: bool,
+    message_delay: Option<Duration>,
     no_success: bool,
     nan: bool,
     lost_interrupts: u32,
@@ -110,6 +112,16 @@ impl Faults {
     /// Sends every websocket message twice.
     pub fn duplicate_messages(&self, on: bool) {
         self.settings().duplicates = on;
+    }
+
+    /// Lets every second websocket message overtake the one before it.
+    pub fn reorder_messages(&self, on: bool) {
+        self.settings().reordered = on;
+    }
+
+    /// Waits this long before each websocket message, so that a socket falls ever further behind. `None` turns it off.
+    pub fn delay_messages(&self, delay: Option<Duration>) {
+        self.settings().message_delay = delay;
     }
 
     /// Leaves `execution_success` out, as ComfyUI before July 2024 did.
@@ -239,6 +251,14 @@ impl Faults {
 
     pub(super) fn duplicates(&self) -> bool {
         self.settings().duplicates
+    }
+
+    pub(super) fn reorders(&self) -> bool {
+        self.settings().reordered
+    }
+
+    pub(super) fn message_delay(&self) -> Option<Duration> {
+        self.settings().message_delay
     }
 
     pub(super) fn omits_success(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The two far ends in miniature: an SSH server with port forwarding and SFTP, and an engine that speaks ComfyUI's
-//! HTTP and websocket protocol and runs a small set of nodes for real, on pixels.
+//! HTTP and websocket protocol and runs a small set of nodes for real, on pixels. For the way to any SSH server, this one
+//! or a real one, there is a [`ChaosProxy`].
 //!
 //! Used by the demo, the examples and the tests, never by the service itself. It lives in the process that starts it,
 //! binds to loopback only, makes fresh keys for each start and keeps every remote file below one folder.
@@ -12,6 +13,7 @@
 mod engine;
 mod fault;
 mod hold;
+mod proxy;
 mod sftp;
 mod ssh;
 
@@ -26,6 +28,7 @@ use tokio_util::task::TaskTracker;
 pub use engine::{Engine, Version};
 pub use fault::{Faults, LostAnswer, Page, WriteFault};
 pub use hold::Hold;
+pub use proxy::{ChaosProxy, Direction};
 
 use engine::Folders;
 use ssh::{Keys, SshServer};

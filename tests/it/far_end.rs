@@ -34,7 +34,7 @@ pub(crate) enum Kind {
 pub(crate) struct FarEnd {
     pub(crate) sandbox: Option<Sandbox>,
     pub(crate) sshd: Option<Sshd>,
-    comfyui: Option<RealComfyUi>,
+    pub(crate) comfyui: Option<RealComfyUi>,
     _turn: Option<MutexGuard<'static, ()>>,
 }
 

@@ -12,6 +12,7 @@ mod crashes;
 mod docs;
 mod downloads;
 mod far_end;
+mod faults;
 mod graphs;
 mod layers;
 mod line;

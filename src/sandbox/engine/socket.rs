@@ -6,12 +6,14 @@
 //! A socket whose reader falls too far behind is closed rather than buffered for ever.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use bytes::{BufMut, Bytes, BytesMut};
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::json::dumps;
@@ -20,6 +22,8 @@ use crate::sandbox::fault::Faults;
 
 const MAX_QUEUED: usize = 8192;
 const MAX_SOCKETS: usize = 256;
+/// How long a message waits for another one to overtake it.
+const OVERTAKING: Duration = Duration::from_millis(100);
 
 /// Event number of a preview without metadata.
 const PREVIEW: u32 = 1;
@@ -229,13 +233,17 @@ pub(super) async fn serve(shared: &Shared, mut socket: WebSocket, sid: String, l
 async fn converse(shared: &Shared, socket: &mut WebSocket, sid: &str, mut inbox: mpsc::Receiver<Message>) {
     let mut first = true;
     let mut replaced = false;
+    let mut overtaken = None;
     loop {
         shared.faults.thawed().await;
         tokio::select! {
             // What was sent goes out before a ping that came later is answered.
             biased;
-            message = inbox.recv(), if !replaced => match message {
+            message = next(&shared.faults, &mut inbox, &mut overtaken), if !replaced => match message {
                 Some(message) => {
+                    if let Some(delay) = shared.faults.message_delay() {
+                        sleep(delay).await;
+                    }
                     shared.faults.thawed().await;
                     if socket.send(message).await.is_err() {
                         return;
@@ -254,6 +262,26 @@ async fn converse(shared: &Shared, socket: &mut WebSocket, sid: &str, mut inbox:
                 Some(Ok(_)) => {}
             },
         }
+    }
+}
+
+/// The next message to be sent. Where messages overtake each other, one waits in `overtaken`. Cancel-safe.
+async fn next(
+    faults: &Faults,
+    inbox: &mut mpsc::Receiver<Message>,
+    overtaken: &mut Option<Message>,
+) -> Option<Message> {
+    if let Some(message) = overtaken.take() {
+        return Some(message);
+    }
+    let first = inbox.recv().await?;
+    if !faults.reorders() {
+        return Some(first);
+    }
+    *overtaken = Some(first);
+    match timeout(OVERTAKING, inbox.recv()).await {
+        Ok(Some(second)) => Some(second),
+        _ => overtaken.take(),
     }
 }
 

@@ -127,6 +127,16 @@ impl Service {
         wait_until("the service to stop", patience, || running.process.try_wait().expect("the service's exit status"))
     }
 
+    /// Lets it stand still (`SIGSTOP`), as on a laptop that sleeps.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Changes settings in its configuration file; the next start reads them.
     pub(crate) fn configure(&self, settings: &[(&str, Value)]) {
         let path = self.folder().join("config.toml");
