@@ -41,5 +41,7 @@ pub use node_failure::NodeFailure;
 pub use probe::ServerInfo;
 pub use queue::{Entry, Marker, Place, Queue};
 pub use refusal::{Finding, Findings, Refusal};
+#[cfg(test)]
+pub(crate) use socket::tests::told;
 pub use socket::{Socket, SocketError, SocketMessage};
 pub use submit::{SubmitError, Submitted};

@@ -360,4 +360,4 @@ impl AsyncWrite for Counted {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

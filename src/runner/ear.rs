@@ -86,42 +86,25 @@ async fn read(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures_util::SinkExt;
-    use tokio_tungstenite::{accept_async, tungstenite::Message};
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::workflow::ClientId;
+    use crate::comfy::told;
 
     const MESSAGES: usize = 64;
-    const MIB: usize = 1 << 20;
 
     #[tokio::test]
     async fn what_waits_for_its_reader_is_bounded_in_bytes() {
-        let (near, far) = tokio::io::duplex(MIB);
-        let sent = Arc::new(AtomicUsize::new(0));
-        let counter = sent.clone();
-        tokio::spawn(async move {
-            let mut server = accept_async(far).await.unwrap();
-            server.send(Message::text(r#"{"type": "status", "data": {}}"#)).await.unwrap();
-            for _ in 0..MESSAGES {
-                server.send(Message::text("x".repeat(MIB))).await.unwrap();
-                counter.fetch_add(1, Ordering::SeqCst);
-            }
-            std::future::pending::<()>().await;
-        });
-        let mut ear = Ear::new(Socket::connect(near, &ClientId::fresh()).await.unwrap());
+        let (socket, sent) = told("x".repeat(1 << 20), MESSAGES).await;
+        let mut ear = Ear::new(socket);
         // All of this happens in one thread and in memory: it has come to rest long before.
         for _ in 0..10_000 {
             tokio::task::yield_now().await;
         }
         let before = sent.load(Ordering::SeqCst);
         assert!((4..12).contains(&before), "{before} MiB");
-        // The greeting is one of them.
-        for _ in 0..=MESSAGES {
+        for _ in 0..MESSAGES {
             assert!(ear.next().await.is_some());
         }
         assert_eq!(sent.load(Ordering::SeqCst), MESSAGES);

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio_tungstenite::{accept_async_with_config, tungstenite::protocol::frame::coding::CloseCode};
 
@@ -40,6 +45,21 @@ async fn connected() -> (Socket, Server) {
     let mut socket = socket.unwrap();
     assert_eq!(socket.next().await.unwrap(), SocketMessage::Text(status().to_string().into()));
     (socket, server)
+}
+
+/// A greeted socket that is sent `count` copies of a text as fast as it takes them, and how many it has taken so far.
+pub(crate) async fn told(text: String, count: usize) -> (Socket, Arc<AtomicUsize>) {
+    let (socket, mut server) = connected().await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    tokio::spawn(async move {
+        for _ in 0..count {
+            server.send(Message::text(text.clone())).await.unwrap();
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        std::future::pending::<()>().await;
+    });
+    (socket, sent)
 }
 
 #[tokio::test]
