@@ -53,6 +53,7 @@ async fn a_kill_with_a_cancel_under_way() {
     let hold = stage.sandbox.engine().hold_at_step("2", 1).stubborn();
     let id = stage.service.client().accepted(&stage.request(&graphs::slow(&tag(), 3000, 10))).await;
     hold.reached().await;
+    stage.in_phase(&id, "running").await;
     assert_eq!(stage.service.client().cancel(&id).await.0.as_u16(), 200);
     // Right after the answer: what it promises must be on disk by then.
     stage.service.kill();
