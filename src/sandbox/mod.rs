@@ -12,6 +12,7 @@
 mod engine;
 mod fault;
 mod hold;
+mod proxy;
 mod sftp;
 mod ssh;
 
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 pub use engine::{Engine, Version};
 pub use fault::{Faults, LostAnswer, Page, WriteFault};
 pub use hold::Hold;
+pub use proxy::{ChaosProxy, Direction};
 
 use engine::Folders;
 use ssh::{Keys, SshServer};

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Command};
 
+use crate::faults::{ACCIDENTS, Outcome, PHASES};
+
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
@@ -32,6 +34,31 @@ fn every_field_of_progress_is_in_the_api_document() {
 }
 
 #[test]
+fn the_table_of_faults_is_the_one_that_is_tested() {
+    let documented = read("docs/FAULTS.md");
+    let mut rows = documented.lines().filter(|line| line.starts_with("| ")).map(cells);
+    let header = [vec!["accident".to_owned()], PHASES.iter().map(|(name, _)| format!("`{name}`")).collect()].concat();
+    assert_eq!(rows.next(), Some(header));
+    for (name, accident) in ACCIDENTS {
+        let outcomes = PHASES.iter().map(|(_, phase)| match Outcome::of(*phase, *accident) {
+            Outcome::Completed => "completed".to_owned(),
+            Outcome::Cancelled => "cancelled".to_owned(),
+            Outcome::JobLost => "`job_lost`".to_owned(),
+        });
+        assert_eq!(rows.next(), Some([vec![format!("`{name}`")], outcomes.collect()].concat()));
+    }
+    let told: Vec<String> = rows.filter_map(|row| row.into_iter().next()).collect();
+    for (name, _) in ACCIDENTS {
+        assert!(told.contains(&format!("`{name}`")), "{name} is not explained");
+    }
+}
+
+/// The cells of a row of a Markdown table.
+fn cells(row: &str) -> Vec<String> {
+    row.trim_matches(['|', ' ']).split('|').map(|cell| cell.trim().to_owned()).collect()
+}
+
+#[test]
 fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
     let readme = read("README.md");
     let body = readme.split("-d '{").nth(1).and_then(|rest| rest.split("}'").next()).expect("a curl example");
@@ -43,7 +70,7 @@ fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
 
 #[test]
 fn the_readme_links_to_what_is_there() {
-    for document in ["README.md", "docs/API.md", "docs/ARCHITECTURE.md", "docs/OPERATIONS.md"] {
+    for document in ["README.md", "docs/API.md", "docs/ARCHITECTURE.md", "docs/FAULTS.md", "docs/OPERATIONS.md"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();
         for link in read(document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
             assert!(

@@ -10,6 +10,7 @@ mod clients;
 mod comfy_client;
 mod docs;
 mod far_end;
+mod faults;
 mod graphs;
 mod layers;
 mod loopback;

@@ -163,36 +163,6 @@ async fn a_lost_answer_to_the_submission_does_not_run_the_prompt_twice() {
 }
 
 #[tokio::test]
-async fn a_cut_connection_fails_nothing() {
-    let stage = Stage::new().await;
-    let hold = stage.sandbox.engine().hold_at_step("2", 5);
-    let id = stage.start(&graphs::slow(&tag(), 10, 20)).await;
-    hold.reached().await;
-    stage.sandbox.faults().cut_ssh();
-    let executing = stage.service.client().progress(&id).await;
-    assert_eq!(executing["status"], "executing");
-    hold.release();
-    let done = stage.completed(&id).await;
-    assert_eq!((done["outputs"].as_array().unwrap().len(), &done["attempt"]), (1, &json!(1)));
-    assert_eq!(stage.sandbox.engine().submissions(), 1);
-}
-
-#[tokio::test]
-async fn a_transfer_that_is_cut_in_the_middle_is_taken_up_again() {
-    let stage = Stage::new().await;
-    let report = json!({"images": [{"filename": "big.bin", "subfolder": "", "type": "output", "_size": 20_000_000}]});
-    let hold = stage.sandbox.faults().hold_before_history();
-    let id = stage.start(&reporting(&report)).await;
-    hold.reached().await;
-    stage.sandbox.faults().cut_ssh_after(5_000_000);
-    hold.release();
-    let done = stage.completed(&id).await;
-    let local = PathBuf::from(done["outputs"][0]["local_path"].as_str().unwrap());
-    assert_eq!(fs::metadata(&local).unwrap().len(), 20_000_000);
-    assert_eq!(fs::read_dir(local.parent().unwrap()).unwrap().count(), 1, "no part stays");
-}
-
-#[tokio::test]
 async fn the_websocket_is_only_a_hint() {
     let stage = Stage::new().await;
     let faults = stage.sandbox.faults();
@@ -211,19 +181,6 @@ async fn the_websocket_is_only_a_hint() {
     faults.close_sockets();
     hold.release();
     stage.completed(&id).await;
-}
-
-#[tokio::test]
-async fn a_comfyui_that_restarted_has_lost_the_prompt_and_that_is_said() {
-    let stage = Stage::new().await;
-    let hold = stage.sandbox.engine().hold_at_step("2", 2);
-    let id = stage.start(&graphs::slow(&tag(), 500, 20)).await;
-    hold.reached().await;
-    stage.sandbox.engine().restart().await.unwrap();
-    let failed = stage.service.client().wait_for_end(&id, PATIENCE).await;
-    assert_eq!((&failed["status"], &failed["error_code"]), (&json!("failed"), &json!("job_lost")), "{failed:#}");
-    assert!(failed["error_message"].as_str().unwrap().contains("no longer knows the prompt"));
-    assert_eq!(stage.sandbox.engine().submissions(), 1);
 }
 
 #[tokio::test]

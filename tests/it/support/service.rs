@@ -97,10 +97,25 @@ impl Service {
     /// # Panics
     /// If it has not stopped after `patience`.
     pub(crate) fn terminate(&mut self, patience: Duration) -> ExitStatus {
+        self.signal(Signal::TERM);
         let mut running = self.running.take().expect("a running service");
-        let id = i32::try_from(running.process.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(id, Signal::TERM).expect("send SIGTERM");
         wait_until("the service to stop", patience, || running.process.try_wait().expect("the service's exit status"))
+    }
+
+    /// Lets it stand still (`SIGSTOP`), as on a laptop that sleeps.
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let running = self.running.as_ref().expect("a running service");
+        let id = i32::try_from(running.process.id()).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(id, signal).expect("send a signal to the service");
     }
 
     /// Changes settings in its configuration file; the next start reads them.

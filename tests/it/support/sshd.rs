@@ -4,7 +4,7 @@
 //! configuration. Its account must not be locked: OpenSSH refuses `!` in the password field where PAM is off.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs::{self, File},
     io::Read,
     net::TcpStream,
@@ -89,6 +89,11 @@ impl Sshd {
         format!("ssh {} {}@127.0.0.1", self.client_options().join(" "), user())
     }
 
+    /// As [`Sshd::connection`], by way of a port that leads to this server.
+    pub(crate) fn connection_through(&self, port: u16) -> String {
+        self.connection().replace(&format!("-p {}", self.port), &format!("-p {port}"))
+    }
+
     /// The port it listens on, also while it is stopped.
     pub(crate) fn port(&self) -> u16 {
         self.port
@@ -148,6 +153,29 @@ impl Sshd {
     /// Returns how many there were.
     pub(crate) fn cut_connections(&mut self) -> usize {
         self.process.as_ref().map_or(0, |process| cut_below(process.id()))
+    }
+
+    /// How many connections it has.
+    pub(crate) fn connections(&self) -> usize {
+        self.process.as_ref().map_or(0, |process| children_of(process.id()).len())
+    }
+
+    /// Lets the server and all its connections stand still (`SIGSTOP`), as a box does that hangs.
+    pub(crate) fn pause(&self) {
+        self.signal_all(Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub(crate) fn resume(&self) {
+        self.signal_all(Signal::CONT);
+    }
+
+    fn signal_all(&self, kind: Signal) {
+        let process = self.process.as_ref().expect("a running server");
+        // The listener first: halted, it makes no new ones.
+        for member in family(process.id()) {
+            signal(member, kind);
+        }
     }
 
     /// Ends the server and its connections at once; new ones are refused from now on.
@@ -326,16 +354,21 @@ fn cut_below(listener: u32) -> usize {
 
 /// Kills a process and all that descends from it, so that no heir keeps a socket open.
 fn kill_tree(root: u32) {
-    let mut parents = vec![root];
-    let mut doomed = HashSet::new();
-    while let Some(parent) = parents.pop() {
-        if doomed.insert(parent) {
-            parents.extend(children_of(parent));
-        }
-    }
-    for process in doomed {
+    for process in family(root) {
         signal(process, Signal::KILL);
     }
+}
+
+/// A process and all that descends from it, parents before their children.
+fn family(root: u32) -> Vec<u32> {
+    let parents = parents();
+    let mut family = vec![root];
+    let mut at = 0;
+    while let Some(parent) = family.get(at).copied() {
+        family.extend(parents.iter().filter(|(_, its)| **its == parent).map(|(process, _)| process));
+        at += 1;
+    }
+    family
 }
 
 fn signal(process: u32, signal: Signal) {
