@@ -9,6 +9,7 @@
 //!
 //! Deliberately absent: models, video and audio nodes, run-time graph expansion, several users, TLS.
 
+mod counted;
 mod engine;
 mod fault;
 mod hold;
@@ -210,6 +211,11 @@ impl Sandbox {
     /// How many SSH connections are open now.
     pub fn ssh_connections(&self) -> usize {
         self.ssh.connections()
+    }
+
+    /// How many SSH channels are open now: forwarded connections and SFTP sessions.
+    pub fn ssh_channels(&self) -> usize {
+        self.ssh.channels()
     }
 
     /// Ends every connection and task and waits for them; removes temporary folders.
