@@ -106,6 +106,9 @@ pub struct Defaults {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config.toml documents the keys")]
 pub struct Limits {
+    pub max_running: usize,
+    pub max_running_per_box: usize,
+    pub max_waiting: usize,
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
     pub stalled_after_s: u64,
@@ -186,6 +189,8 @@ impl Config {
             ("ssh.keepalive_s", self.ssh.keepalive_s),
             ("limits.stalled_after_s", self.limits.stalled_after_s),
             ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
+            ("limits.max_running", self.limits.max_running as u64),
+            ("limits.max_running_per_box", self.limits.max_running_per_box as u64),
         ];
         let set = [
             ("state.file", self.state.file.file_name().is_some()),
@@ -240,6 +245,11 @@ impl Config {
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
             stalled_after: Duration::from_secs(self.limits.stalled_after_s),
             resubmit_lost: self.limits.resubmit_lost,
+            limits: runner::Limits {
+                max_running: self.limits.max_running,
+                max_running_per_box: self.limits.max_running_per_box,
+                max_waiting: self.limits.max_waiting,
+            },
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),

@@ -2,12 +2,15 @@
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
 use crate::{runner, workflow::WorkflowId};
+
+/// When a caller that was refused for lack of room may try again, in seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("30");
 
 /// A failure with its status: `{"success": false, "message": "…"}`.
 #[derive(Debug)]
@@ -55,6 +58,7 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
             runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            runner::ExecuteError::LineFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping | runner::ExecuteError::Internal => {
                 Self::internal(error.to_string())
@@ -66,7 +70,11 @@ impl From<runner::ExecuteError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = Body { success: false, message: self.message, workflow_id: self.workflow_id };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
     }
 }
 

@@ -107,6 +107,7 @@ pub(super) struct WorkflowView<'a> {
     overall_percent: f64,
     current_node_id: Option<&'a NodeId>,
     failed_node_id: Option<&'a NodeId>,
+    local_queue_position: Option<usize>,
     cancel_requested: bool,
     connection: Option<ConnectionView<'a>>,
     stalled_since: Option<Time>,
@@ -161,8 +162,9 @@ pub(super) struct OutputView<'a> {
     size: Option<u64>,
 }
 
-impl<'a> From<&'a WorkflowState> for WorkflowView<'a> {
-    fn from(state: &'a WorkflowState) -> Self {
+impl<'a> WorkflowView<'a> {
+    /// `local_queue_position` is its place in our own line; it counts only as long as the state says that it waits.
+    pub(super) fn new(state: &'a WorkflowState, local_queue_position: Option<usize>) -> Self {
         let class_of = |id: &NodeId| state.nodes.get(id).map(|node| node.class_type.as_str());
         let failure = state.failure();
         Self {
@@ -192,6 +194,7 @@ impl<'a> From<&'a WorkflowState> for WorkflowView<'a> {
             overall_percent: state.overall_percent(),
             current_node_id: state.current_node.as_ref(),
             failed_node_id: state.failed_node.as_ref(),
+            local_queue_position: local_queue_position.filter(|_| state.phase() == Some(Phase::Waiting)),
             cancel_requested: state.cancel_requested,
             connection: state.connection.as_ref().map(ConnectionView::from),
             stalled_since: state.stalled_since.map(Time),

@@ -49,7 +49,7 @@ fn started(started: Started) -> Result<Response, ApiError> {
 /// `GET /comfyui/workflow/{id}/progress`
 pub(super) async fn progress(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
     let state = known(&api, &id)?;
-    Ok(Success::new(ProgressEnvelope { progress: WorkflowView::from(&*state) }).into_response())
+    Ok(Success::new(ProgressEnvelope { progress: view(&api, &state) }).into_response())
 }
 
 /// `POST /comfyui/workflow/{id}/cancel`
@@ -69,7 +69,7 @@ pub(super) async fn outputs(State(api): State<Arc<Api>>, Id(id): Id) -> Result<R
 /// `GET /comfyui/workflow/state`
 pub(super) async fn state(State(api): State<Arc<Api>>) -> Response {
     let newest = api.store.newest();
-    Success::new(StateEnvelope { state: newest.as_deref().map(WorkflowView::from) }).into_response()
+    Success::new(StateEnvelope { state: newest.as_deref().map(|state| view(&api, state)) }).into_response()
 }
 
 /// `GET /comfyui/workflow/{id}/active`
@@ -97,6 +97,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
         let given = Path::<String>::from_request_parts(parts, state).await;
         Ok(Self(given.map_or_else(|_| WorkflowId::from("(not text)"), |Path(id)| WorkflowId::from(id))))
     }
+}
+
+/// The state comes first and the place in line after it: whoever has left the line since is no longer asked for it.
+fn view<'a>(api: &Api, state: &'a WorkflowState) -> WorkflowView<'a> {
+    WorkflowView::new(state, api.runner.local_queue_position(&state.id))
 }
 
 fn known(api: &Api, id: &WorkflowId) -> Result<Arc<WorkflowState>, ApiError> {

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::line::Full;
 use crate::{
     comfy::ComfyError,
     ssh::{SshError, SshErrorKind, TransferError},
@@ -15,6 +16,9 @@ pub enum ExecuteError {
     /// A check failed; the text says which and on what.
     #[error("{0}")]
     Rejected(String),
+    /// It would have to wait, and too many do already.
+    #[error("{0}")]
+    LineFull(Full),
     /// It could not be put on record.
     #[error("The workflow could not be put on record: {0}")]
     NotRecorded(#[source] StoreError),

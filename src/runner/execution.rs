@@ -24,6 +24,7 @@ use super::{
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
     follow::Followed,
+    line::Seat,
     link::{Link, SubscribeError},
     patience::Patience,
 };
@@ -65,15 +66,25 @@ pub(super) enum Collected {
 }
 
 impl Execution {
-    /// Brings the workflow to a final status. Dropped half-way, it leaves the prompt on the box running.
-    pub(super) async fn run(self, cancel: CancellationToken) {
+    /// Waits for its turn and brings the workflow to a final status. Its place is taken until then, and free as soon
+    /// as this ends or is dropped. Dropped half-way, it leaves the prompt on the box running.
+    pub(super) async fn run(self, seat: Seat, cancel: CancellationToken) {
+        if !seat.has_place() {
+            tracing::info!("waits in line");
+            // There will be no tunnel soon.
+            self.report_tunnel(Ok(()));
+        }
+        cancel.run_until_cancelled(seat.turn()).await;
         let ended = AssertUnwindSafe(self.story_or_stop(&cancel)).catch_unwind().await;
         let event = ended.unwrap_or_else(|_| {
             tracing::error!("the execution panicked");
             Event::Failed(Failure::new(ErrorCode::Internal, "internal error; the log has more"))
         });
+        let has_begun = self.state().is_ok_and(|state| state.phase() > Some(Phase::Waiting));
         self.finish(event).await;
-        self.remove_partial_upload().await;
+        if has_begun {
+            self.remove_partial_upload().await;
+        }
     }
 
     async fn story_or_stop(&self, cancel: &CancellationToken) -> Event {

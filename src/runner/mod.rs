@@ -13,6 +13,7 @@ mod error;
 mod execution;
 mod follow;
 mod hearing;
+mod line;
 mod link;
 mod looks;
 mod output_folder;
@@ -36,12 +37,14 @@ use tracing::Instrument;
 pub use admission::{Defaults, ExecuteRequest};
 pub use error::ExecuteError;
 use execution::Execution;
+use line::{BoxName, Line, Seat, SeatNumber};
+pub use line::{Full, Limits};
 use turns::Turns;
 
 use crate::{
     ssh::Pool,
     store::{Store, StoreError},
-    workflow::{Event, Idempotency, WorkflowId, WorkflowState},
+    workflow::{Event, Idempotency, Phase, WorkflowId, WorkflowState},
 };
 
 /// How often a taken workflow id is replaced by another before that is an error.
@@ -63,6 +66,8 @@ pub struct Options {
     pub stalled_after: Duration,
     /// Whether a prompt that the box has forgotten runs once more.
     pub resubmit_lost: bool,
+    /// How many workflows may run and wait.
+    pub limits: Limits,
     /// For what a request leaves out.
     pub defaults: Defaults,
 }
@@ -90,20 +95,30 @@ struct Inner {
     pool: Pool,
     options: Options,
     executions: TaskTracker,
-    running: Mutex<HashMap<WorkflowId, CancellationToken>>,
+    running: Mutex<HashMap<WorkflowId, Running>>,
+    line: Line,
     turns: Turns,
     shutdown: CancellationToken,
+}
+
+/// How to reach the task of an active workflow.
+#[derive(Debug)]
+struct Running {
+    cancel: CancellationToken,
+    seat: SeatNumber,
 }
 
 /// How the tunnel of an execution came out; `None` while that is open.
 type TunnelOutcome = Option<Result<(), String>>;
 
 impl Runner {
-    /// Begins with what the store has: every workflow without a final status goes on where it was.
+    /// Begins with what the store has: every workflow without a final status goes on where it was, or waits in line
+    /// where it did, ahead of all new ones.
     pub fn start(store: Store, pool: Pool, options: Options) -> Self {
         let inner = Inner {
             store,
             pool,
+            line: Line::new(options.limits),
             options,
             executions: TaskTracker::new(),
             running: Mutex::new(HashMap::new()),
@@ -111,21 +126,27 @@ impl Runner {
             shutdown: CancellationToken::new(),
         };
         let runner = Self { inner: Arc::new(inner) };
-        for state in runner.inner.store.active() {
+        let has_begun = |state: &Arc<WorkflowState>| state.phase() > Some(Phase::Waiting);
+        let (begun, waiting): (Vec<_>, Vec<_>) = runner.inner.store.active().into_iter().partition(has_begun);
+        for state in begun {
             tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
-            runner.spawn(&state.id);
+            runner.spawn(&state.id, runner.inner.line.go_on(BoxName::of(&state.request.ssh_connection)));
+        }
+        for state in waiting {
+            tracing::info!(workflow.id = %state.id, "a workflow is in line again");
+            runner.spawn(&state.id, runner.inner.line.line_up(BoxName::of(&state.request.ssh_connection)));
         }
         runner
     }
 
-    /// Checks a request, puts it on record and starts it. Waits a moment for the tunnel, so that a wrong connection
-    /// string is answered at once. `warnings` are added to the workflow's own.
+    /// Checks a request, puts it on record and starts it, or lines it up. Waits a moment for the tunnel of one that
+    /// starts, so that a wrong connection string is answered at once. `warnings` are added to the workflow's own.
     ///
     /// With a `key`, the caller's own name for the request, the same request is carried out once however often it
     /// comes, also across restarts: a repeat gets the first one's answer, and waits for it if need be.
     ///
     /// # Errors
-    /// When a check fails or the workflow could not be put on record; then nothing of it stays.
+    /// When a check fails, too many are waiting, or the workflow could not be put on record; then nothing of it stays.
     pub async fn execute(
         &self,
         request: ExecuteRequest,
@@ -179,9 +200,11 @@ impl Runner {
             return Err(ExecuteError::Stopping);
         }
         let warnings = admitted.warnings.clone();
+        let box_name = BoxName::of(&admitted.request.ssh_connection);
+        let seat = self.inner.line.reserve(box_name).map_err(ExecuteError::LineFull)?;
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
-        let accept = tokio::spawn(async move { this.accept(admitted).await });
+        let accept = tokio::spawn(async move { this.accept(admitted, seat).await });
         let (workflow_id, mut tunnel) = accept.await??;
         let known = tokio::time::timeout(self.inner.options.execute_wait, tunnel.wait_for(Option::is_some)).await;
         let tunnel_error = match known {
@@ -198,8 +221,8 @@ impl Runner {
             return false;
         }
         let Some(revision) = self.inner.store.apply(id, Event::CancelRequested) else { return false };
-        if let Some(token) = self.running().get(id) {
-            token.cancel();
+        if let Some(running) = self.running().get(id) {
+            running.cancel.cancel();
         }
         tracing::info!(workflow.id = %id, "cancel requested");
         match tokio::time::timeout(CANCEL_DURABLE, self.inner.store.durable(revision)).await {
@@ -209,6 +232,12 @@ impl Runner {
         }
         // It may have ended between the look and the request.
         self.inner.store.get(id).is_some_and(|state| state.cancel_requested)
+    }
+
+    /// The place of an active workflow in our own line, 1 = next; `None` when it is not in it.
+    pub fn local_queue_position(&self, id: &WorkflowId) -> Option<usize> {
+        let seat = self.running().get(id)?.seat;
+        self.inner.line.position(seat)
     }
 
     /// Ends every task and leaves the prompts on the boxes running. Nothing starts any more.
@@ -222,6 +251,7 @@ impl Runner {
     async fn accept(
         &self,
         admitted: admission::Admitted,
+        seat: Seat,
     ) -> Result<(WorkflowId, watch::Receiver<TunnelOutcome>), ExecuteError> {
         for _ in 0..ID_ATTEMPTS {
             let now = Utc::now();
@@ -235,7 +265,7 @@ impl Runner {
             match self.inner.store.insert(state, &admitted.graph).await {
                 Ok(()) => {
                     tracing::info!(workflow.id = %id, workflow.name = admitted.request.workflow_name, "accepted");
-                    let tunnel = self.spawn(&id);
+                    let tunnel = self.spawn(&id, seat);
                     return Ok((id, tunnel));
                 }
                 Err(StoreError::Taken) => {}
@@ -248,9 +278,9 @@ impl Runner {
         Err(ExecuteError::NotRecorded(StoreError::Taken))
     }
 
-    fn spawn(&self, id: &WorkflowId) -> watch::Receiver<TunnelOutcome> {
+    fn spawn(&self, id: &WorkflowId, seat: Seat) -> watch::Receiver<TunnelOutcome> {
         let cancel = CancellationToken::new();
-        self.running().insert(id.clone(), cancel.clone());
+        self.running().insert(id.clone(), Running { cancel: cancel.clone(), seat: seat.number() });
         // Asked before the last stop, or after it was put on record and before it could be told.
         if self.inner.store.get(id).is_some_and(|state| state.cancel_requested) {
             cancel.cancel();
@@ -269,8 +299,10 @@ impl Runner {
         let span = tracing::info_span!("execution", workflow.id = %id);
         let task = async move {
             tokio::select! {
+                // Looked at first: while tasks end one by one, those in line must not come up and begin.
+                biased;
                 () = runner.inner.shutdown.cancelled() => tracing::info!("left to the next start"),
-                () = execution.run(cancel) => {}
+                () = execution.run(seat, cancel) => {}
             }
             runner.running().remove(&id);
         };
@@ -278,7 +310,7 @@ impl Runner {
         outcome
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, CancellationToken>> {
+    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, Running>> {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_buf, split},
     net::{UnixListener, UnixStream},
@@ -26,7 +25,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Session, SshError, channel::ChannelIo, connection::OpenError, socket_folder};
+use super::{
+    Session, SshError,
+    channel::ChannelIo,
+    connection::OpenError,
+    socket_folder::{self, SocketFolder},
+};
 
 /// Names of the loopback on the box, in the order they are tried: some programs listen on `::1` only.
 const LOOPBACK: [&str; 2] = ["127.0.0.1", "localhost"];
@@ -45,7 +49,7 @@ struct Inner {
     gate: Arc<Gate>,
     socket: PathBuf,
     /// Removed, with the socket in it, when the tunnel ends.
-    _folder: TempDir,
+    _folder: SocketFolder,
     _stop: DropGuard,
 }
 
@@ -70,7 +74,7 @@ impl Tunnel {
             source: Arc::new(source),
         };
         let folder = socket_folder::create().map_err(local)?;
-        let socket = socket_folder::socket_in(folder.path());
+        let socket = folder.socket();
         let listener = UnixListener::bind(&socket).map_err(local)?;
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(serve(listener, Arc::clone(&gate), stop.clone())));

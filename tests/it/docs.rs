@@ -92,3 +92,34 @@ fn only_the_agreed_names_are_at_the_top_level() {
         assert!(top.starts_with('.') || agreed.contains(&top), "{path} is at the top level");
     }
 }
+
+/// The list that `tests/mutants/run` goes through must not point at what is no longer there.
+#[test]
+fn every_listed_mechanism_and_its_test_are_there() {
+    let list: toml::Table = read("tests/mutants/list.toml").parse().unwrap();
+    let mutants = list["mutant"].as_array().unwrap();
+    assert!(mutants.len() >= 10, "{}", mutants.len());
+    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
+    let tests = String::from_utf8(tests.stdout).unwrap();
+    for mutant in mutants {
+        let text = |key: &str| mutant[key].as_str().unwrap_or_else(|| panic!("no {key} in {mutant}"));
+        let times = read(text("file")).matches(text("line")).count();
+        assert_eq!(times, 1, "{}: how often {:?} is in {}", text("mechanism"), text("line"), text("file"));
+        assert_ne!(text("line"), text("becomes"), "{}", text("mechanism"));
+        let known = match mutant.get("unit") {
+            Some(_) => unit_test_exists(text("file"), text("test")),
+            None => tests.lines().any(|line| line == format!("{}: test", text("test"))),
+        };
+        assert!(known, "{}: there is no test {}", text("mechanism"), text("test"));
+    }
+}
+
+/// A unit test stands in the file itself or in the folder of its module.
+fn unit_test_exists(file: &str, test: &str) -> bool {
+    let name = format!("fn {}(", test.rsplit("::").next().unwrap());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(file).with_extension("");
+    let beside = fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let parent = own.parent().unwrap().join("tests.rs");
+    beside.chain([own, parent]).filter_map(|path| fs::read_to_string(path).ok()).any(|text| text.contains(&name))
+}

@@ -13,6 +13,7 @@ mod far_end;
 mod faults;
 mod graphs;
 mod layers;
+mod line;
 mod loopback;
 mod odd_boxes;
 mod once;

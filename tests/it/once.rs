@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use comfy_remote::comfy::Client;
+use comfy_remote::{
+    comfy::Client,
+    sandbox::{Sandbox, SandboxOptions},
+};
 use serde_json::json;
 
 use crate::{
@@ -45,6 +48,22 @@ async fn a_prompt_that_a_kill_kept_from_being_sent_is_sent_by_the_next_start() {
     stage.prompts_are_lost().await;
     stage.service.kill();
     stage.service.launch();
+    stage.completed(&id).await;
+    assert_eq!(stage.sandbox.engine().submissions(), 1);
+}
+
+#[tokio::test]
+async fn a_kill_at_the_moment_the_prompt_arrives_makes_no_second_run() {
+    let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
+    // Nothing is written by itself in time.
+    let service = Service::start(&[("state.write_interval_ms", 60_000.into())]);
+    let mut stage = Stage { sandbox, service };
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let id = stage.start(&graphs::slow(&tag(), 2, 1)).await;
+    hold.reached().await;
+    stage.service.kill();
+    stage.service.launch();
+    hold.release();
     stage.completed(&id).await;
     assert_eq!(stage.sandbox.engine().submissions(), 1);
 }

@@ -88,7 +88,7 @@ async fn a_part_refused_in_a_lost_answer_is_noticed_all_the_same() {
 
 #[tokio::test]
 async fn more_workflows_with_inputs_than_a_box_has_channels_wait_for_none() {
-    let stage = Stage::new().await;
+    let stage = Stage::with_settings(&[("limits.max_running_per_box", 13.into())]).await;
     let client = stage.service.client();
     let hold = stage.sandbox.engine().hold_at_step("2", 1);
     let photo = stage.service.folder().join("photo.png");

@@ -24,6 +24,11 @@ impl Stage {
         Self { sandbox: Sandbox::start(options).await.unwrap(), service: Service::start(&[]) }
     }
 
+    pub(crate) async fn with_settings(settings: &[(&str, toml::Value)]) -> Self {
+        let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
+        Self { sandbox, service: Service::start(settings) }
+    }
+
     /// The body of an execute request for a graph.
     pub(crate) fn request(&self, graph: &Value) -> Value {
         let file = self.service.folder().join(format!("{}.json", tag()));

@@ -51,6 +51,8 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "/nowhere/state.json")], "does not exist: /nowhere; create it"),
         (vec![], vec![("COMFY_REMOTE_SERVER__NONSENSE", "1")], "server.nonsense"),
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_ATTEMPTS", "0")], "ssh.connect_attempts must be above 0"),
+        (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING", "0")], "limits.max_running must be above 0"),
+        (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING_PER_BOX", "0")], "max_running_per_box must be above 0"),
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "")], "state.file must not be empty"),
     ] {
         let ended = run(&arguments, &environment);

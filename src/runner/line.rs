@@ -1,0 +1,229 @@
+//! Our own line: how many workflows run at once, overall and on one box, and who is next.
+//!
+//! The order is that of acceptance, and the first whose box has room goes in, so that a busy box holds up nobody but
+//! its own. Whoever can't go in at once waits, up to a limit beyond which nobody is taken in.
+//!
+//! A [`Seat`] stands for one workflow from before it is on record until it is over. Whatever ends its task drops it,
+//! and with that lets in the next.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::ssh::Target;
+
+/// The port of SSH where a connection string names none.
+const SSH_PORT: u16 = 22;
+
+/// How many workflows may run, and how many may wait for that.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// At once, on all boxes together.
+    pub max_running: usize,
+    /// At once on one box.
+    pub max_running_per_box: usize,
+    /// Accepted and not yet running.
+    pub max_waiting: usize,
+}
+
+/// A box as the limits count it: SSH host and port as the connection string names them, capitals or not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct BoxName {
+    host: String,
+    port: u16,
+}
+
+impl BoxName {
+    /// A string that can't be understood, as only an edited state file has, counts as a box of its own.
+    pub(super) fn of(ssh_connection: &str) -> Self {
+        match Target::parse(ssh_connection) {
+            Ok(target) => Self { host: target.host().to_lowercase(), port: target.port().unwrap_or(SSH_PORT) },
+            Err(_) => Self { host: ssh_connection.to_owned(), port: SSH_PORT },
+        }
+    }
+}
+
+/// As many wait as may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    /// How many that is.
+    pub waiting: usize,
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.waiting {
+            0 => f.write_str("As many workflows are running as may, and none may wait; try again later"),
+            waiting => write!(f, "Too many workflows are waiting ({waiting}); try again later"),
+        }
+    }
+}
+
+/// The line. Clones are handles to the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    limits: Limits,
+    order: Arc<Mutex<Order>>,
+}
+
+/// Says who came first. Each is given once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct SeatNumber(u64);
+
+#[derive(Debug, Default)]
+struct Order {
+    next: SeatNumber,
+    waiting: BTreeMap<SeatNumber, Waiting>,
+    running: usize,
+    running_on: HashMap<BoxName, usize>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    box_name: BoxName,
+    came_up: Arc<Notify>,
+}
+
+/// A workflow's claim: first to its turn, then to a place among those that run.
+#[derive(Debug)]
+pub(super) struct Seat {
+    line: Line,
+    number: SeatNumber,
+    box_name: BoxName,
+    came_up: Arc<Notify>,
+}
+
+impl Line {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, order: Arc::default() }
+    }
+
+    /// For a new workflow. It is counted from here on, so that no number of requests at once overruns the limits.
+    ///
+    /// # Errors
+    /// When it would have to wait, and as many do as may.
+    pub(super) fn reserve(&self, box_name: BoxName) -> Result<Seat, Full> {
+        let mut order = self.lock();
+        let waiting = order.waiting.len();
+        if waiting >= self.limits.max_waiting && !order.has_room(&box_name, &self.limits) {
+            return Err(Full { waiting });
+        }
+        Ok(self.seat_last(&mut order, box_name))
+    }
+
+    /// For one that waited before the service was restarted: it was accepted, whatever the limit is now.
+    pub(super) fn line_up(&self, box_name: BoxName) -> Seat {
+        self.seat_last(&mut self.lock(), box_name)
+    }
+
+    /// For one that had begun before the service was restarted: it has a place at once, also over the limits.
+    pub(super) fn go_on(&self, box_name: BoxName) -> Seat {
+        let mut order = self.lock();
+        let number = order.take_number();
+        order.enter(&box_name);
+        self.seat(number, box_name)
+    }
+
+    /// How many go first, and one: those ahead for the same box, or everybody ahead while the overall limit is
+    /// reached. `None` when it does not wait (any more).
+    pub(super) fn position(&self, number: SeatNumber) -> Option<usize> {
+        let order = self.lock();
+        let waiting = order.waiting.get(&number)?;
+        let all_count = order.running >= self.limits.max_running;
+        let ahead = order.waiting.range(..number).filter(|(_, ahead)| all_count || ahead.box_name == waiting.box_name);
+        Some(ahead.count() + 1)
+    }
+
+    /// Behind everybody else, and in at once if there is room.
+    fn seat_last(&self, order: &mut Order, box_name: BoxName) -> Seat {
+        let seat = self.seat(order.take_number(), box_name);
+        let waiting = Waiting { box_name: seat.box_name.clone(), came_up: seat.came_up.clone() };
+        order.waiting.insert(seat.number, waiting);
+        order.let_in(&self.limits);
+        seat
+    }
+
+    fn seat(&self, number: SeatNumber, box_name: BoxName) -> Seat {
+        Seat { line: self.clone(), number, box_name, came_up: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Order {
+    fn take_number(&mut self) -> SeatNumber {
+        self.next.0 += 1;
+        self.next
+    }
+
+    fn has_room(&self, box_name: &BoxName, limits: &Limits) -> bool {
+        let on_box = self.running_on.get(box_name).copied().unwrap_or_default();
+        self.running < limits.max_running && on_box < limits.max_running_per_box
+    }
+
+    /// Lets in whoever can go in, the first ones first.
+    fn let_in(&mut self, limits: &Limits) {
+        let next = |order: &Self| {
+            let mut waiting = order.waiting.iter();
+            waiting.find(|(_, waiting)| order.has_room(&waiting.box_name, limits)).map(|(number, _)| *number)
+        };
+        while let Some(waiting) = next(self).and_then(|number| self.waiting.remove(&number)) {
+            self.enter(&waiting.box_name);
+            waiting.came_up.notify_one();
+        }
+    }
+
+    fn enter(&mut self, box_name: &BoxName) {
+        self.running += 1;
+        *self.running_on.entry(box_name.clone()).or_default() += 1;
+    }
+
+    fn leave(&mut self, box_name: &BoxName) {
+        self.running -= 1;
+        if let Some(count) = self.running_on.get_mut(box_name) {
+            *count -= 1;
+            if *count == 0 {
+                self.running_on.remove(box_name);
+            }
+        }
+    }
+}
+
+impl Seat {
+    /// Which one this is.
+    pub(super) fn number(&self) -> SeatNumber {
+        self.number
+    }
+
+    /// Whether its turn has come.
+    pub(super) fn has_place(&self) -> bool {
+        !self.line.lock().waiting.contains_key(&self.number)
+    }
+
+    /// Resolves when its turn has come. Cancel-safe; the seat stays in line until it is dropped.
+    pub(super) async fn turn(&self) {
+        while !self.has_place() {
+            self.came_up.notified().await;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut order = self.line.lock();
+        if order.waiting.remove(&self.number).is_none() {
+            order.leave(&self.box_name);
+            order.let_in(&self.line.limits);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests;
