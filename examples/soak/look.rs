@@ -28,7 +28,10 @@ impl Seen {
         self.kills = answer.asked_in.kills;
         let worse = self.last.as_ref().and_then(|before| step_back(before, progress, reset));
         for what in faults.into_iter().chain(worse) {
-            violations.add(format!("{id}: {what}\n  now:    {progress}\n  before: {:?}", self.last.as_ref().map(Value::to_string)));
+            violations.add(format!(
+                "{id}: {what}\n  now:    {progress}\n  before: {:?}",
+                self.last.as_ref().map(Value::to_string)
+            ));
         }
         self.prompts.extend(progress["prompt_id"].as_str().map(str::to_owned));
         self.last = Some(progress.clone());
@@ -63,7 +66,12 @@ fn faults_of(progress: &Value) -> Vec<String> {
     };
     let done = nodes.iter().filter(|node| node["status"] == "executed").count();
     if progress["total_nodes"] != nodes.len() || progress["completed_nodes"] != done {
-        wrong.push(format!("{} of {} nodes, but the list has {done} of {}", progress["completed_nodes"], progress["total_nodes"], nodes.len()));
+        wrong.push(format!(
+            "{} of {} nodes, but the list has {done} of {}",
+            progress["completed_nodes"],
+            progress["total_nodes"],
+            nodes.len()
+        ));
     }
     for output in outputs {
         let path = output["local_path"].as_str();
@@ -84,7 +92,8 @@ fn faults_of(progress: &Value) -> Vec<String> {
 /// What has gone back from one look to the next. After a kill, progress that was not written yet may be forgotten.
 fn step_back(before: &Value, now: &Value, killed_between: bool) -> Option<String> {
     if is_final(before) {
-        let changed = ["status", "end_time", "outputs", "error_code", "attempt"].into_iter().find(|key| before[key] != now[key]);
+        let changed =
+            ["status", "end_time", "outputs", "error_code", "attempt"].into_iter().find(|key| before[key] != now[key]);
         return changed.map(|key| format!("{key} has changed after the end"));
     }
     let number = |progress: &Value, key: &str| progress[key].as_f64().unwrap_or_default();
