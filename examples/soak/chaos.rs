@@ -14,9 +14,10 @@ use crate::service::Service;
 
 /// How long an accident lasts at most.
 const LONGEST_MS: u64 = 14_000;
-/// The service is given this long between two accidents of its own, so that something gets done.
-const SERVICE_PAUSE_MS: std::ops::Range<u64> = 2_000..12_000;
-const PAUSE_MS: std::ops::Range<u64> = 500..6_000;
+/// How long it is quiet between two accidents of a lane, so that something gets done.
+const SERVICE_PAUSE_MS: std::ops::Range<u64> = 6_000..30_000;
+const ROAD_PAUSE_MS: std::ops::Range<u64> = 4_000..25_000;
+const COMFYUI_PAUSE_MS: std::ops::Range<u64> = 2_000..12_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -122,13 +123,13 @@ impl Chaos {
             Ok(())
         };
         let of_road = async {
-            while idle(second.u64(PAUSE_MS), quiet).await {
+            while idle(second.u64(ROAD_PAUSE_MS), quiet).await {
                 self.befall(pick(OF_ROAD, &mut second), &mut second).await?;
             }
             Ok(())
         };
         let of_comfyui = async {
-            while idle(third.u64(PAUSE_MS), quiet).await {
+            while idle(third.u64(COMFYUI_PAUSE_MS), quiet).await {
                 self.befall(pick(OF_COMFYUI, &mut third), &mut third).await?;
             }
             Ok(())

@@ -111,11 +111,11 @@ impl Watch {
         let mut counts = vec![
             ("file descriptors", now.descriptors, fresh.descriptors + MORE_DESCRIPTORS),
             ("threads", now.threads, fresh.threads + MORE_THREADS),
-            ("SSH connections", proxy.open(), 0),
         ];
-        if proxy.open() == 0 {
-            // Connections that the proxy lost without a word are open on the far side only.
+        if now.descriptors <= fresh.descriptors + MORE_DESCRIPTORS {
+            // The service has let go of everything. The far side can't know of connections that were lost without a word.
             sandbox.faults().cut_ssh();
+            counts.push(("SSH connections of the proxy", proxy.open(), 0));
             counts.push(("SSH channels on the box", sandbox.ssh_channels(), 0));
             counts.push(("websockets on the box", sandbox.engine().sockets(), 0));
         }
@@ -136,19 +136,24 @@ impl Watch {
         ends.iter().for_each(|(end, count)| println!("  {count:>6}  {end}"));
         println!("  {:>6}  together, in {minutes} minutes", runs.len());
 
+        let mut times: Vec<Duration> =
+            runs.iter().filter_map(|run| Some(run.over?.duration_since(run.asked))).collect();
+        println!(
+            "  {:>6.1?}  p50 from the request to the end, {:.1?} p90, {:.1?} at most",
+            percentile(&mut times, 50),
+            percentile(&mut times, 90),
+            percentile(&mut times, 100)
+        );
+
         println!("faults by kind, and how long they lasted together");
         for (fault, (count, seconds)) in incidents_by_kind(stage) {
             println!("  {count:>6}  {fault:?}, {seconds:.1} s");
         }
         let mut latencies = stage.client.latencies().clone();
-        latencies.sort_unstable();
-        let part = |hundredths: usize| {
-            latencies.get(latencies.len().saturating_sub(1) * hundredths / 100).copied().unwrap_or_default()
-        };
         println!("requests");
         println!("  {:>6}  sent", stage.client.requests());
-        println!("  {:>6.1?}  p50 of an undisturbed look at the progress", part(50));
-        println!("  {:>6.1?}  p99", part(99));
+        println!("  {:>6.1?}  p50 of an undisturbed look at the progress", percentile(&mut latencies, 50));
+        println!("  {:>6.1?}  p99", percentile(&mut latencies, 99));
 
         println!("the box");
         let (sandbox, proxy) = (&stage.chaos.sandbox, &stage.chaos.proxy);
@@ -178,4 +183,10 @@ impl Watch {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// So many of a hundred took no longer than this.
+fn percentile(times: &mut [Duration], hundredths: usize) -> Duration {
+    times.sort_unstable();
+    times.get(times.len().saturating_sub(1) * hundredths / 100).copied().unwrap_or_default()
 }

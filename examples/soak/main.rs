@@ -52,7 +52,7 @@ struct Args {
     #[arg(long)]
     seed: Option<u64>,
     /// How many workflows are under way at once.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 16)]
     workflows_at_once: usize,
 }
 

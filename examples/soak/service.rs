@@ -19,6 +19,9 @@ use tokio::{
 /// How the binary says where it is; the address follows.
 const LISTENING: &str = "comfy-remote is listening on ";
 
+/// The rest waits in the service's own line.
+const RUNNING_PER_BOX: usize = 8;
+
 /// Longest wait for a start or a stop, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -185,7 +188,7 @@ impl Service {
              [state]\nfile = {state:?}\nkeep_finished = 50\n\
              [ssh]\nknown_hosts = {hosts:?}\nuse_agent = false\nkeepalive_s = 5\n\
              [defaults]\noutput_dir = {outputs:?}\n\
-             [limits]\nresubmit_lost = {resubmit_lost}\n\
+             [limits]\nmax_running_per_box = {RUNNING_PER_BOX}\nresubmit_lost = {resubmit_lost}\n\
              [log]\nlevel = \"info\"\n",
             state = self.state_file().display().to_string(),
             hosts = path("known_hosts"),

@@ -14,6 +14,7 @@ mod faults;
 mod graphs;
 mod layers;
 mod line;
+mod long_life;
 mod loopback;
 mod odd_boxes;
 mod once;
