@@ -10,6 +10,7 @@
 //!
 //! Deliberately absent: models, video and audio nodes, run-time graph expansion, several users, TLS.
 
+mod counted;
 mod engine;
 mod fault;
 mod hold;
@@ -216,6 +217,11 @@ impl Sandbox {
     /// How many bytes have passed over SSH so far, in both directions together.
     pub fn ssh_bytes(&self) -> u64 {
         self.faults.ssh_bytes()
+    }
+
+    /// How many SSH channels are open now: forwarded connections and SFTP sessions.
+    pub fn ssh_channels(&self) -> usize {
+        self.ssh.channels()
     }
 
     /// Ends every connection and task and waits for them; removes temporary folders.

@@ -20,6 +20,7 @@ use russh_sftp::ser;
 use russh_sftp::server::Handler;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::counted::Counted;
 use super::fault::Faults;
 use attributes::{apply, attributes, list, set_mode, space};
 use paths::{Place, Root};
@@ -41,8 +42,8 @@ pub(super) struct Sftp {
     faults: Faults,
     handles: HashMap<String, Open>,
     next_handle: u64,
-    /// `russh_sftp` spawns the session on its own; this makes the sandbox wait for it.
-    _alive: TaskTrackerToken,
+    /// `russh_sftp` spawns the session on its own; this makes the sandbox wait for it, and count it.
+    _alive: (TaskTrackerToken, Counted),
 }
 
 enum Open {
@@ -51,7 +52,7 @@ enum Open {
 }
 
 impl Sftp {
-    pub(super) fn new(root: PathBuf, faults: Faults, alive: TaskTrackerToken) -> Self {
+    pub(super) fn new(root: PathBuf, faults: Faults, alive: (TaskTrackerToken, Counted)) -> Self {
         Self { root: Root::new(root), faults, handles: HashMap::new(), next_handle: 0, _alive: alive }
     }
 

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::SandboxError;
+use super::counted::Counted;
 use super::fault::Faults;
 use super::sftp::Sftp;
 
@@ -89,6 +90,7 @@ struct Shared {
     stop: CancellationToken,
     tasks: TaskTracker,
     connections: AtomicUsize,
+    channels: Arc<AtomicUsize>,
 }
 
 /// Binds the port and starts serving.
@@ -115,6 +117,7 @@ pub(super) async fn start(setup: Setup) -> io::Result<SshServer> {
         stop: setup.stop,
         tasks: setup.tasks,
         connections: AtomicUsize::new(0),
+        channels: Arc::default(),
     });
     shared.tasks.spawn(listen(Arc::clone(&shared), listener, address));
     Ok(SshServer { shared, address })
@@ -127,6 +130,10 @@ impl SshServer {
 
     pub(super) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.shared.channels.load(Ordering::Relaxed)
     }
 
     pub(super) fn fingerprint(&self) -> String {
@@ -297,6 +304,7 @@ impl Handler for Connection {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
                 Ok(Ok(socket)) => {
                     let _ = socket.set_nodelay(true);
+                    let _counted = Counted::new(&shared.channels);
                     reply.accept().await;
                     forward(channel, socket, &shared.stop).await;
                 }
@@ -311,7 +319,8 @@ impl Handler for Connection {
         match self.channels.remove(&id) {
             Some(channel) if offered => {
                 session.channel_success(id)?;
-                let sftp = Sftp::new(self.shared.root.clone(), self.shared.faults.clone(), self.shared.tasks.token());
+                let alive = (self.shared.tasks.token(), Counted::new(&self.shared.channels));
+                let sftp = Sftp::new(self.shared.root.clone(), self.shared.faults.clone(), alive);
                 russh_sftp::server::run(channel.into_stream(), sftp).await;
                 Ok(())
             }

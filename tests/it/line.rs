@@ -162,8 +162,9 @@ async fn a_stopped_service_lets_nobody_come_up_on_its_way_out() {
 async fn what_has_begun_goes_on_after_a_restart_also_over_a_lower_limit() {
     let mut stage = Stage::new().await;
     let hold = stage.sandbox.engine().hold_at_step("2", 1);
-    let ids = stage.accept(3).await;
+    let mut ids = stage.accept(1).await;
     hold.reached().await;
+    ids.extend(stage.accept(2).await);
     let in_comfyuis_line = |progress: &Value| progress["queue_position"] == 1;
     stage.service.client().wait_for(&ids[1], "ComfyUI's line", PATIENCE, in_comfyuis_line).await;
     stage.service.kill();

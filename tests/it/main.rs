@@ -16,6 +16,7 @@ mod faults;
 mod graphs;
 mod layers;
 mod line;
+mod long_life;
 mod loopback;
 mod memory;
 mod odd_boxes;

@@ -366,7 +366,7 @@ async fn the_same_input_is_sent_once_and_another_is_never_overwritten(stage: Sta
 }
 
 async fn a_waiting_prompt_is_cancelled_and_the_running_one_goes_on(stage: Stage) {
-    let foreign = stage.far.submit_foreign(&graphs::slow(&tag(), 40, 100)).await;
+    let foreign = stage.far.submit_foreign(&graphs::slow(&tag(), 60, 100)).await;
     let id = stage.start(&graphs::slow(&tag(), 1, 1)).await;
     let queued = |progress: &Value| progress["queue_position"] == 1 && progress["phase"] == "queued";
     let waiting = stage.client().wait_for(&id, "its place in line", PATIENCE, queued).await;

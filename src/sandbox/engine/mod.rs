@@ -23,6 +23,7 @@ mod transfer;
 mod validate;
 mod version;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -66,6 +67,8 @@ struct Shared {
     interrupted: watch::Sender<bool>,
     faults: Faults,
     submissions: AtomicUsize,
+    /// How often the worker took each prompt id, over all restarts.
+    runs: Mutex<HashMap<String, usize>>,
     interrupts: AtomicUsize,
     requests: AtomicUsize,
 }
@@ -73,6 +76,10 @@ struct Shared {
 impl Shared {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         lock(&self.cache)
+    }
+
+    fn note_run(&self, prompt_id: &str) {
+        *lock(&self.runs).entry(prompt_id.to_owned()).or_default() += 1;
     }
 
     /// Asks whatever runs to end at its next step.
@@ -111,6 +118,7 @@ impl Engine {
             interrupted: watch::Sender::new(false),
             faults,
             submissions: AtomicUsize::new(0),
+            runs: Mutex::default(),
             interrupts: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
         });
@@ -182,6 +190,12 @@ impl Engine {
     /// How many prompts were accepted since the sandbox started, over all restarts.
     pub fn submissions(&self) -> usize {
         self.shared.submissions.load(Ordering::Relaxed)
+    }
+
+    /// How often each prompt id began to run since the sandbox started, over all restarts. A server that does as it
+    /// should has no id more than once.
+    pub fn runs(&self) -> HashMap<String, usize> {
+        lock(&self.shared.runs).clone()
     }
 
     /// How many interrupts were asked for, lost ones included.

@@ -81,6 +81,7 @@ async fn until(life: CancellationToken, task: impl Future<Output = ()>) {
 async fn work(shared: Arc<Shared>) {
     loop {
         let item = shared.queue.take(&shared.hub).await;
+        shared.note_run(&item.id);
         let outcome = execute(&shared, &item).await;
         if let Some(delay) = shared.faults.history_delay() {
             tokio::time::sleep(delay).await;

@@ -85,9 +85,17 @@ async fn uploading(stage: &Stage) -> Held {
     stage.proxy.limit(Direction::Up, NARROW);
     let id = stage.service.client().accepted(&request).await;
     in_phase(stage, &id, "uploading").await;
-    let part = stage.sandbox.input_dir().join(format!(".{id}.part"));
-    until("a part of the file", || fs::metadata(&part).is_ok_and(|part| part.len() > 0)).await;
+    until("a part of the file", || stage.part_on_the_box(&id).is_some_and(|bytes| bytes > 0)).await;
     Held { id, by: By::NarrowRoad(Direction::Up) }
+}
+
+impl Stage {
+    /// Bytes of a workflow's upload under way.
+    fn part_on_the_box(&self, id: &str) -> Option<u64> {
+        let entries = fs::read_dir(self.sandbox.input_dir()).unwrap().flatten();
+        let mut parts = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!(".{id}")));
+        parts.next()?.metadata().ok().map(|part| part.len())
+    }
 }
 
 async fn submitting(stage: &Stage) -> Held {

@@ -38,6 +38,14 @@ struct Running {
     url: String,
 }
 
+/// What a process holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vitals {
+    pub(crate) descriptors: usize,
+    pub(crate) threads: usize,
+    pub(crate) rss_kib: usize,
+}
+
 /// Lines of all the processes that this service has been, oldest first.
 #[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
@@ -107,6 +115,22 @@ impl Service {
         let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
         let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
         kib.expect("a number of KiB") << 10
+    }
+
+    /// What the system says about its process now.
+    pub(crate) fn vitals(&self) -> Vitals {
+        let process =
+            Path::new("/proc").join(self.running.as_ref().expect("a running service").process.id().to_string());
+        let status = fs::read_to_string(process.join("status")).expect("the status of a process");
+        let number = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line of the status");
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number in the status")
+        };
+        Vitals {
+            descriptors: fs::read_dir(process.join("fd")).expect("the descriptors of a process").count(),
+            threads: number("Threads:"),
+            rss_kib: number("VmRSS:"),
+        }
     }
 
     /// Kills it at once (`SIGKILL`), as a crash would.
