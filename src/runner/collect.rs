@@ -48,6 +48,14 @@ impl Execution {
     pub(super) async fn collect_outputs(&self, link: &Link) -> Result<Collected, StepError> {
         let gone = self.fetch_missing(link, Event::Stored).await?;
         let state = self.state()?;
+        if state.outputs_left_out {
+            let message = format!(
+                "the run reported more output files than are kept on record; {} of them are here, the others are in \
+                 ComfyUI's output folder on the box",
+                state.outputs.iter().filter(|output| output.downloaded()).count()
+            );
+            return Err(StepError::fatal(ErrorCode::LimitExceeded, message));
+        }
         let is_cached = |output: &Output| state.nodes.get(&output.node_id).is_some_and(|node| node.is_cached());
         if gone.is_empty() {
             Ok(Collected::All)

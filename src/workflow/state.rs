@@ -139,6 +139,9 @@ pub struct WorkflowState {
     pub last_update: DateTime<Utc>,
     /// Files that nodes reported.
     pub outputs: Vec<Output>,
+    /// The box reported more files than are kept: those in the list are not all.
+    #[serde(default)]
+    pub outputs_left_out: bool,
     /// Texts that nodes reported.
     pub texts: Vec<Text>,
     /// What the user should know.
@@ -186,6 +189,7 @@ impl WorkflowState {
             end_time: None,
             last_update: at,
             outputs: Vec::new(),
+            outputs_left_out: false,
             texts: Vec::new(),
             warnings: Vec::new(),
             stalled_since: None,
@@ -406,6 +410,7 @@ impl WorkflowState {
         self.unclear_because = None;
         self.times_sent = 0;
         self.outputs.clear();
+        self.outputs_left_out = false;
         self.texts.clear();
         for node in self.nodes.values_mut() {
             *node = NodeState::pending(node.id.clone(), &node.class_type, node.title.as_deref());

@@ -70,7 +70,8 @@ fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
 
 #[test]
 fn the_readme_links_to_what_is_there() {
-    for document in ["README.md", "docs/API.md", "docs/ARCHITECTURE.md", "docs/FAULTS.md", "docs/OPERATIONS.md"] {
+    let pages = ["API", "ARCHITECTURE", "FAULTS", "GUARANTEES", "OPERATIONS", "SOAK"].map(|page| format!("docs/{page}.md"));
+    for document in pages.iter().map(String::as_str).chain(["README.md"]) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();
         for link in read(document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
             assert!(
@@ -122,4 +123,16 @@ fn unit_test_exists(file: &str, test: &str) -> bool {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let parent = own.parent().unwrap().join("tests.rs");
     beside.chain([own, parent]).filter_map(|path| fs::read_to_string(path).ok()).any(|text| text.contains(&name))
+}
+
+#[test]
+fn every_test_that_shows_a_guarantee_is_there() {
+    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
+    let tests = String::from_utf8(tests.stdout).unwrap();
+    let document = read("docs/GUARANTEES.md");
+    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
+    assert!(named.len() > 40, "{}", named.len());
+    for name in named.into_iter().filter(|name| *name != "faults::comfyui") {
+        assert!(tests.lines().any(|line| line == format!("{name}: test")), "there is no test {name}");
+    }
 }

@@ -56,8 +56,8 @@ impl WorkflowState {
             let output = Output::reported(node.clone(), file, &self.request.comfyui_output_dir);
             bytes += bytes_of(&output);
             if bytes > MAX_OUTPUTS_BYTES {
-                return self.warn("the run reports more outputs than are kept; the rest is left out".to_owned())
-                    | changed;
+                self.warn("the run reports more outputs than are kept; the rest is left out".to_owned());
+                return !std::mem::replace(&mut self.outputs_left_out, true) | changed;
             }
             self.outputs.push(output);
             changed = true;
