@@ -13,7 +13,7 @@ use crate::{
 /// Until connections and buffers have the size that they keep.
 const WARM_UP: usize = 40;
 const WORKFLOWS: usize = 160;
-const AT_ONCE: i64 = 8;
+const AT_ONCE: usize = 8;
 
 /// A thread that waits for blocking work ends after ten seconds, and so does a kept HTTP connection.
 const REST: Duration = Duration::from_secs(12);
@@ -68,7 +68,8 @@ impl Held {
 
 #[tokio::test]
 async fn hundreds_of_workflows_leave_nothing_behind() {
-    let settings = [("limits.max_running_per_box", AT_ONCE.into()), ("log.level", "info".into())];
+    let settings =
+        [("limits.max_running_per_box", i64::try_from(AT_ONCE).unwrap().into()), ("log.level", "info".into())];
     let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
     let stage = Stage { sandbox, service: Service::start(&settings) };
     complete(&stage, WARM_UP).await;
@@ -117,8 +118,10 @@ fn nothing_is_left_over(stage: &Stage) {
     for folder in [stage.sandbox.input_dir(), stage.sandbox.output_dir(), &stage.service.output_dir()] {
         assert_eq!(pictures(folder), all, "{}", folder.display());
     }
-    // Just the mark by which a start of ComfyUI is known again.
-    assert_eq!(names(stage.sandbox.temp_dir()).len(), 1);
+    // The mark by which a start of ComfyUI is known again, from each workflow that was among the first.
+    let temporary = names(stage.sandbox.temp_dir());
+    assert!(temporary.iter().all(|name| name.starts_with("comfy-remote-server-mark")), "{temporary:?}");
+    assert!(temporary.len() <= AT_ONCE, "{temporary:?}");
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
