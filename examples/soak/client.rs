@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
+/// How a service that ends refuses what it does not take any more.
+const STOPPING: &str = "The service is stopping";
+
 pub(crate) struct Client {
     http: reqwest::Client,
     condition: watch::Receiver<Condition>,
@@ -62,6 +65,8 @@ impl Client {
             let answer = self.send(shape(self.http.request(method.clone(), format!("{url}{path}")))).await;
             let undisturbed = *self.condition.borrow() == before;
             match answer {
+                // What came in while it was being stopped.
+                Ok((_, body)) if !undisturbed && body["message"] == STOPPING => {}
                 Ok((status, body)) => {
                     if undisturbed && !before.asleep && path.ends_with("/progress") {
                         self.latencies().push(began.elapsed());

@@ -116,7 +116,8 @@ impl Watch {
             // The service has let go of everything. The far side can't know of connections that were lost without a word.
             sandbox.faults().cut_ssh();
             counts.push(("SSH connections of the proxy", proxy.open(), 0));
-            counts.push(("SSH channels on the box", sandbox.ssh_channels(), 0));
+            counts.push(("forwarded connections on the box", sandbox.forwards(), 0));
+            counts.push(("SFTP sessions on the box", sandbox.sftp_sessions(), 0));
             counts.push(("websockets on the box", sandbox.engine().sockets(), 0));
         }
         let more = counts.into_iter().filter(|(_, count, allowed)| count > allowed);

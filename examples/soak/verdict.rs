@@ -17,6 +17,9 @@ use crate::{
     run::{Cancel, Run, Stage},
 };
 
+/// By which a start of ComfyUI is known again. Where several workflows come first at once, each leaves one.
+const MARK: &str = "comfy-remote-server-mark";
+
 /// Everything that can only be said at the end.
 pub(crate) fn judge(stage: &Stage, output_dir: &Path, state_file: &Path) {
     let runs = stage.runs();
@@ -159,7 +162,7 @@ fn wrong_files_on_box(runs: &[Run], stage: &Stage) -> Vec<String> {
     }
     for path in files(sandbox.temp_dir()) {
         let name = name(&path);
-        if !name.starts_with("ComfyUI_temp_") && name != "comfy-remote-server-mark.txt" {
+        if !name.starts_with("ComfyUI_temp_") && !name.starts_with(MARK) {
             wrong.push(format!("left over in the box's temp folder: {name}"));
         }
     }

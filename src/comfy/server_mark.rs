@@ -69,7 +69,8 @@ impl Client {
             Ok(answer) if answer.status.is_success() => {
                 Ok(str::from_utf8(&answer.body).ok().and_then(ServerMark::parse))
             }
-            Ok(_) | Err(ComfyError::TooBig { .. }) => Ok(None),
+            Ok(answer) => not_from_a_gateway(&answer).map(|()| None),
+            Err(ComfyError::TooBig { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -84,8 +85,17 @@ impl Client {
             Answer::read(WRITE, response, MAX_BYTES).await
         };
         let answer = within(WRITE, SMALL, exchange).await?;
+        not_from_a_gateway(&answer)?;
         let stored = answer.json().unwrap_or_default();
         // Under another name when somebody else was faster; then theirs is read.
         Ok(text_of(&stored, "type").as_deref() == Some("temp") && text_of(&stored, "name").is_some())
+    }
+}
+
+/// A gateway that can't reach ComfyUI at the moment says nothing about its mark.
+fn not_from_a_gateway(answer: &Answer) -> Result<(), ComfyError> {
+    match answer.success() {
+        Err(error @ ComfyError::Foreign { may_pass: true, .. }) => Err(error),
+        _ => Ok(()),
     }
 }

@@ -28,6 +28,7 @@ use super::{
     link::{Link, SubscribeError},
     part::Parts,
     patience::Patience,
+    turns::Turns,
 };
 use crate::{
     comfy::{ComfyError, Definitions},
@@ -51,6 +52,8 @@ pub(super) struct Execution {
     pub(super) options: Options,
     /// Tells the caller of execute how the tunnel came out.
     pub(super) tunnel: watch::Sender<TunnelOutcome>,
+    /// Who marks which ComfyUI; shared by all executions.
+    pub(super) marking: Arc<Turns>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.

@@ -106,6 +106,7 @@ struct Inner {
     running: Mutex<HashMap<WorkflowId, Running>>,
     line: Line,
     turns: Turns,
+    marking: Arc<Turns>,
     later: Later,
     shutdown: CancellationToken,
 }
@@ -132,6 +133,7 @@ impl Runner {
             executions: TaskTracker::new(),
             running: Mutex::new(HashMap::new()),
             turns: Turns::default(),
+            marking: Arc::default(),
             later: Later::default(),
             shutdown: CancellationToken::new(),
         };
@@ -320,6 +322,7 @@ impl Runner {
             pool: self.inner.pool.clone(),
             options: self.inner.options.clone(),
             tunnel,
+            marking: self.inner.marking.clone(),
             credential_key: Mutex::new(None),
             good_looks: AtomicU64::new(0),
             parts: Parts::of(id.clone()),

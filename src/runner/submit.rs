@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, Submission, WorkflowState},
+    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, ServerMark, Submission, WorkflowState},
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
@@ -22,8 +22,7 @@ const MAX_SENDS: u32 = 3;
 impl Execution {
     /// Sends the prompt.
     pub(super) async fn submit(&self, link: &Link, graph: &Graph) -> Result<(), StepError> {
-        let mark = async { Ok::<_, StepError>(link.client.mark_server().await?) };
-        let ((), mark) = tokio::try_join!(link.knock(), mark)?;
+        let ((), mark) = tokio::try_join!(link.knock(), self.mark_server(link))?;
         let state = self.state()?;
         let gone = || StepError::fatal(ErrorCode::Internal, "the workflow is no longer on record");
         let revision = self.apply(Event::Submitting(mark)).ok_or_else(gone)?;
@@ -61,6 +60,16 @@ impl Execution {
             }
             Err(refused) => Err(StepError::Fatal(refusal(&refused, graph))),
         }
+    }
+
+    /// The mark of the ComfyUI that is to get the prompt. One workflow at a time sets it, so that there is one file.
+    async fn mark_server(&self, link: &Link) -> Result<Option<ServerMark>, StepError> {
+        if let Some(mark) = link.client.server_mark().await? {
+            return Ok(Some(mark));
+        }
+        let request = self.request()?;
+        let _turn = self.marking.take(&format!("{} {}", request.ssh_connection, request.comfyui_port)).await;
+        Ok(link.client.mark_server().await?)
     }
 
     /// Whether a prompt that the box does not know, after an unclear submission, was certainly never taken.

@@ -219,9 +219,14 @@ impl Sandbox {
         self.faults.ssh_bytes()
     }
 
-    /// How many SSH channels are open now: forwarded connections and SFTP sessions.
-    pub fn ssh_channels(&self) -> usize {
-        self.ssh.channels()
+    /// How many forwarded connections are open now, over all SSH connections.
+    pub fn forwards(&self) -> usize {
+        self.ssh.forwards()
+    }
+
+    /// How many SFTP sessions are open now, over all SSH connections.
+    pub fn sftp_sessions(&self) -> usize {
+        self.ssh.sftp_sessions()
     }
 
     /// Ends every connection and task and waits for them; removes temporary folders.

@@ -90,7 +90,8 @@ struct Shared {
     stop: CancellationToken,
     tasks: TaskTracker,
     connections: AtomicUsize,
-    channels: Arc<AtomicUsize>,
+    forwards: Arc<AtomicUsize>,
+    sftp_sessions: Arc<AtomicUsize>,
 }
 
 /// Binds the port and starts serving.
@@ -117,7 +118,8 @@ pub(super) async fn start(setup: Setup) -> io::Result<SshServer> {
         stop: setup.stop,
         tasks: setup.tasks,
         connections: AtomicUsize::new(0),
-        channels: Arc::default(),
+        forwards: Arc::default(),
+        sftp_sessions: Arc::default(),
     });
     shared.tasks.spawn(listen(Arc::clone(&shared), listener, address));
     Ok(SshServer { shared, address })
@@ -132,8 +134,12 @@ impl SshServer {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    pub(super) fn channels(&self) -> usize {
-        self.shared.channels.load(Ordering::Relaxed)
+    pub(super) fn forwards(&self) -> usize {
+        self.shared.forwards.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sftp_sessions(&self) -> usize {
+        self.shared.sftp_sessions.load(Ordering::Relaxed)
     }
 
     pub(super) fn fingerprint(&self) -> String {
@@ -304,7 +310,7 @@ impl Handler for Connection {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
                 Ok(Ok(socket)) => {
                     let _ = socket.set_nodelay(true);
-                    let _counted = Counted::new(&shared.channels);
+                    let _counted = Counted::new(&shared.forwards);
                     reply.accept().await;
                     forward(channel, socket, &shared.stop).await;
                 }
@@ -319,7 +325,7 @@ impl Handler for Connection {
         match self.channels.remove(&id) {
             Some(channel) if offered => {
                 session.channel_success(id)?;
-                let alive = (self.shared.tasks.token(), Counted::new(&self.shared.channels));
+                let alive = (self.shared.tasks.token(), Counted::new(&self.shared.sftp_sessions));
                 let sftp = Sftp::new(self.shared.root.clone(), self.shared.faults.clone(), alive);
                 russh_sftp::server::run(channel.into_stream(), sftp).await;
                 Ok(())

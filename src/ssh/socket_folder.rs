@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -14,6 +15,9 @@ use tempfile::TempDir;
 const LONGEST_PATH: usize = 100;
 
 const PREFIX: &str = "comfy-remote-ssh-";
+
+/// Longest time between the making of a folder and of its lock.
+const SET_UP: Duration = Duration::from_secs(60);
 
 /// The socket's name in its folder.
 const SOCKET: &str = "s";
@@ -55,8 +59,8 @@ pub(super) fn create() -> io::Result<SocketFolder> {
     Err(failure)
 }
 
-/// Removes the folders of processes that were killed: ours, with a socket in it, and with nobody's lock on it. Blocks for
-/// the file system only.
+/// Removes the folders of processes that were killed: ours, with nobody's lock on it, and not one that another process is
+/// just setting up. Blocks for the file system only.
 pub(super) fn remove_stale() {
     for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_stale(&entry.path()) {
@@ -69,15 +73,20 @@ pub(super) fn remove_stale() {
 }
 
 fn is_stale(folder: &Path) -> bool {
-    let is_ours = fs::symlink_metadata(folder)
-        .is_ok_and(|meta| meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw());
-    // A folder without a socket is one that another process is just setting up: its lock is there before its socket.
-    is_ours && folder.join(SOCKET).exists() && File::open(folder).is_ok_and(|folder| folder.try_lock().is_ok())
+    let Ok(meta) = fs::symlink_metadata(folder) else { return false };
+    let is_ours = meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw();
+    // While a folder is set up, its lock is there before its socket. One that stays without a socket is of a process that
+    // was killed in between, or while it tidied up.
+    let is_old = || meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SET_UP));
+    let is_set_up = folder.join(SOCKET).exists() || is_old();
+    is_ours && is_set_up && File::open(folder).is_ok_and(|folder| folder.try_lock().is_ok())
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -92,5 +101,19 @@ mod tests {
         remove_stale();
         assert!(!dead.exists());
         assert!(alive.folder.path().exists() && empty.folder.path().exists());
+    }
+
+    #[test]
+    fn a_folder_that_stays_without_a_socket_is_removed_once_it_is_old() {
+        let (dead, alive) = (create().unwrap(), create().unwrap());
+        for folder in [dead.folder.path(), alive.folder.path()] {
+            File::open(folder).unwrap().set_modified(SystemTime::now() - SET_UP * 2).unwrap();
+        }
+        let SocketFolder { folder, _lock: lock } = dead;
+        let dead = folder.keep();
+        drop(lock);
+        remove_stale();
+        assert!(!dead.exists());
+        assert!(alive.folder.path().exists());
     }
 }

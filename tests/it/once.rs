@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use comfy_remote::{
     comfy::Client,
-    sandbox::{Sandbox, SandboxOptions},
+    sandbox::{Page, Sandbox, SandboxOptions},
 };
 use serde_json::json;
 
@@ -104,6 +104,21 @@ async fn one_mark_serves_all_prompts_of_a_start() {
         stage.completed(&id).await;
     }
     assert_eq!(marks(), 1);
+}
+
+/// Else a prompt that never arrived would be given up as one that may have run.
+#[tokio::test]
+async fn a_gateway_that_cannot_reach_comfyui_does_not_hide_the_mark() {
+    let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
+    let client = Client::at(&format!("http://127.0.0.1:{}", sandbox.comfyui_port()));
+    sandbox.faults().answer_with(Some(Page::BadGateway));
+    assert!(client.mark_server().await.is_err());
+    sandbox.faults().answer_with(None);
+    let mark = client.mark_server().await.unwrap().expect("the sandbox can be marked");
+    sandbox.faults().answer_with(Some(Page::BadGateway));
+    assert!(client.server_mark().await.is_err());
+    sandbox.faults().answer_with(None);
+    assert_eq!(client.server_mark().await.unwrap(), Some(mark));
 }
 
 /// Each of many workflows sees the service killed at another moment after it was accepted.
