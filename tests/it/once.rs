@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use comfy_remote::{
     comfy::Client,
-    sandbox::{Sandbox, SandboxOptions},
+    sandbox::{Page, Sandbox, SandboxOptions},
 };
 use serde_json::json;
 
