@@ -61,7 +61,11 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     println!("seed {seed}, {} minutes, {} workflows at once", args.minutes, args.workflows_at_once);
-    match soak(&args, seed).await {
+    let ended = tokio::select! {
+        ended = soak(&args, seed) => ended,
+        _ = comfy_remote::app::stop_signal() => Err("it was stopped".into()),
+    };
+    match ended {
         Ok(true) => {
             println!("everything holds (seed {seed})");
             ExitCode::SUCCESS
