@@ -15,9 +15,13 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt};
 
 use crate::{
+    far_end::{FarEnd, Kind},
     graphs::{self, tag},
     sandbox_stage::{PATIENCE, Stage},
-    support::client::{ApiClient, answer},
+    support::{
+        client::{ApiClient, answer, is_over},
+        service::Service,
+    },
 };
 
 const ONE_PER_BOX: (&str, toml::Value) = ("limits.max_running_per_box", toml::Value::Integer(1));
@@ -329,4 +333,26 @@ async fn a_panic_in_one_execution_fails_that_workflow_only() {
     }
     service.stop().await;
     sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_real_comfyui_gets_no_more_than_may_run_in_order() {
+    let Some(far) = FarEnd::start(Kind::ComfyUi).await else { return };
+    let service = Service::start(&[ONE_PER_BOX]);
+    let (client, files) = (service.client(), tempfile::tempdir().unwrap());
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(client.accepted(&far.request(files.path(), &graphs::slow(&tag(), 5, 100))).await);
+    }
+    let waiting = client.progress(&ids[2]).await;
+    assert_eq!((&waiting["phase"], &waiting["local_queue_position"]), (&json!("waiting"), &json!(2)));
+    let mut done = Vec::new();
+    for id in &ids {
+        done.push(client.wait_for(id, "its end, alone on the box", PATIENCE, is_over).await);
+        assert!(far.prompts_in_line().await.len() <= 1);
+    }
+    assert!(done.iter().all(|progress| progress["status"] == "completed"), "{done:#?}");
+    let begun_after_the_end_before =
+        |pair: &[Value]| pair[0]["end_time"].as_str().unwrap() <= pair[1]["start_time"].as_str().unwrap();
+    assert!(done.windows(2).all(begun_after_the_end_before), "{done:#?}");
 }

@@ -1,6 +1,7 @@
 //! Files over ComfyUI's own routes, in both directions.
 
 use std::{
+    fs,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -20,6 +21,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::{always, client, found, json_response, raw};
+use crate::{graphs::tag, support::comfyui::RealComfyUi};
 
 const NAME: &str = "a b%c&d+é.png";
 const SUBFOLDER: &str = "sub/ünï cödé";
@@ -54,6 +56,29 @@ async fn a_file_with_an_odd_name_is_seen_and_read() {
     let mut content = Vec::new();
     assert_eq!(download.copy_to(&mut content, 5).await.unwrap(), 5);
     assert_eq!(content, b"12345");
+}
+
+#[tokio::test]
+async fn a_real_comfyui_sends_the_rest_of_the_same_file_only() {
+    let Some(comfyui) = RealComfyUi::from_env() else { return };
+    let client = Client::at(&comfyui.url);
+    let name = format!("rest_{}.bin", tag());
+    let path = comfyui.output_dir().join(&name);
+    fs::write(&path, "12345678").unwrap();
+    let remote = file(&name, "");
+    let viewed = client.stat_view(&remote).await.unwrap().unwrap();
+    let from_third = async || {
+        let mut download = client.view(&remote, 3, &viewed).await.unwrap();
+        let mut content = Vec::new();
+        download.copy_to(&mut content, 8).await.unwrap();
+        (download.from(), String::from_utf8(content).unwrap())
+    };
+    assert_eq!(from_third().await, (3, "45678".to_owned()));
+    fs::write(&path, "abcdefgh").unwrap();
+    let later = SystemTime::now() + Duration::from_secs(10);
+    fs::File::options().append(true).open(&path).unwrap().set_modified(later).unwrap();
+    assert_eq!(from_third().await, (0, "abcdefgh".to_owned()));
+    fs::remove_file(path).unwrap();
 }
 
 #[tokio::test]
