@@ -17,6 +17,9 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// Longest wait for a service to be there.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A connection that was idle for longer may be closed by the service just when it is used again.
+const IDLE: Duration = Duration::from_secs(2);
+
 const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// How a service that ends refuses what it does not take any more.
@@ -40,7 +43,7 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) fn new(condition: watch::Receiver<Condition>) -> reqwest::Result<Self> {
-        let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).build()?;
+        let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).pool_idle_timeout(IDLE).build()?;
         Ok(Self { http, condition, latencies: Mutex::default(), requests: std::sync::atomic::AtomicU64::new(0) })
     }
 

@@ -22,7 +22,8 @@ const AT_REST: Duration = Duration::from_secs(120);
 
 /// What may be open at rest beyond what was open before the first workflow.
 const MORE_DESCRIPTORS: usize = 0;
-const MORE_THREADS: usize = 0;
+/// The files are looked at every few seconds, so threads for blocking work come and go at rest, too.
+const MORE_THREADS: usize = 2;
 
 /// Memory that the allocator may keep beyond what was in use before the first workflow.
 const MORE_RSS_KIB: usize = 32 * 1024;

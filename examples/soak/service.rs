@@ -90,6 +90,8 @@ impl Service {
             .current_dir(&self.folder)
             .env("HOME", &self.folder)
             .env_remove("SSH_AUTH_SOCK")
+            // Else glibc keeps what is free in one heap per thread, and the memory in use can't be told from it.
+            .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

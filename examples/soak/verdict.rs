@@ -17,7 +17,7 @@ use crate::{
     run::{Cancel, Run, Stage},
 };
 
-/// By which a start of ComfyUI is known again. Where several workflows come first at once, each leaves one.
+/// By which a start of ComfyUI is known again; one whose upload was cut off and repeated may leave a second.
 const MARK: &str = "comfy-remote-server-mark";
 
 /// Everything that can only be said at the end.

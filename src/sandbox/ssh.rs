@@ -19,7 +19,7 @@ use russh::keys::{HashAlg, PrivateKey, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -205,7 +205,9 @@ async fn serve(shared: &Arc<Shared>, mut socket: TcpStream) {
     let cut = shared.faults.ssh_cut();
     let _ = socket.set_nodelay(true);
     let (near, far) = tokio::io::duplex(PUMP_BUFFER);
-    let handler = Connection { shared: Arc::clone(shared), channels: HashMap::new() };
+    let ended = CancellationToken::new();
+    let _at_the_end = ended.clone().drop_guard();
+    let handler = Connection { shared: Arc::clone(shared), ended, channels: HashMap::new() };
     let session = russh::server::run_stream(Arc::clone(&shared.config), far, handler);
     let session = shared.tasks.spawn(async move {
         match session.await {
@@ -249,6 +251,8 @@ async fn pump(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
 /// One client's connection.
 struct Connection {
     shared: Arc<Shared>,
+    /// Cancelled with the connection: a channel that waits for the client to read more would not notice its end.
+    ended: CancellationToken,
     channels: HashMap<ChannelId, Channel<Msg>>,
 }
 
@@ -327,7 +331,9 @@ impl Handler for Connection {
                 session.channel_success(id)?;
                 let alive = (self.shared.tasks.token(), Counted::new(&self.shared.sftp_sessions));
                 let sftp = Sftp::new(self.shared.root.clone(), self.shared.faults.clone(), alive);
-                russh_sftp::server::run(channel.into_stream(), sftp).await;
+                let (near, far) = tokio::io::duplex(PUMP_BUFFER);
+                russh_sftp::server::run(far, sftp).await;
+                self.shared.tasks.spawn(self.ended.child_token().run_until_cancelled_owned(join(channel, near)));
                 Ok(())
             }
             other => {
@@ -349,6 +355,12 @@ impl Handler for Connection {
         self.channels.remove(&id);
         Ok(())
     }
+}
+
+/// Carries an SFTP session's bytes.
+async fn join(channel: Channel<Msg>, mut session: DuplexStream) {
+    // An error just means that one side went away.
+    let _ = tokio::io::copy_bidirectional(&mut channel.into_stream(), &mut session).await;
 }
 
 async fn forward(channel: Channel<Msg>, mut socket: TcpStream, stop: &CancellationToken) {
