@@ -219,8 +219,8 @@ async fn a_client_that_never_reads_its_answers_is_let_go() {
         // Stands still when all buffers are full, and fails when the other side has hung up.
         while requests.write_all(many.as_bytes()).await.is_ok() {}
     };
-    tokio::time::timeout(PATIENCE, asking).await.expect("the service to hang up");
-    let ended = tokio::time::timeout(PATIENCE, tokio::io::copy(&mut answers, &mut tokio::io::sink())).await;
+    tokio::time::timeout(PATIENCE * 3, asking).await.expect("the service to hang up");
+    let ended = tokio::time::timeout(PATIENCE * 3, tokio::io::copy(&mut answers, &mut tokio::io::sink())).await;
     ended.expect("an end of the answers").ok();
     assert_eq!(service.client().get("/health").await.0, 200);
 }

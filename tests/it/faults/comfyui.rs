@@ -57,12 +57,12 @@ fn request_through(proxy: &ChaosProxy, sshd: &Sshd, comfyui: &RealComfyUi, folde
 }
 
 async fn in_phase(client: &ApiClient, id: &str, phase: &str) {
-    client.wait_for(id, phase, PATIENCE, |progress| progress["phase"] == phase).await;
+    client.wait_for(id, phase, PATIENCE * 2, |progress| progress["phase"] == phase).await;
 }
 
 async fn reconnecting(client: &ApiClient, id: &str) {
     let is_so = |progress: &Value| progress["connection"]["state"] == "reconnecting";
-    client.wait_for(id, "reconnecting", PATIENCE, is_so).await;
+    client.wait_for(id, "reconnecting", PATIENCE * 2, is_so).await;
 }
 
 /// Many pictures of one run.
@@ -115,7 +115,7 @@ async fn survived(happen: impl FnOnce(&mut Sshd, &ChaosProxy), pass: impl FnOnce
     pass(sshd, &proxy);
     proxy.limit(Direction::Down, None);
     for (id, files) in [(&downloading, FILES as usize), (&running, 1), (&queued, 1)] {
-        let done = client.wait_for_status(id, "completed", PATIENCE).await;
+        let done = client.wait_for_status(id, "completed", PATIENCE * 3).await;
         assert_outputs_are_as_on_the_box(&done, files);
         assert_eq!((&done["attempt"], runs(comfyui, id).await), (&json!(1), 1), "{done:#}");
     }
