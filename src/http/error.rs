@@ -63,9 +63,8 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Stopping | runner::ExecuteError::Internal => {
-                Self::internal(error.to_string())
-            }
+            runner::ExecuteError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Internal => Self::internal(error.to_string()),
         }
     }
 }
