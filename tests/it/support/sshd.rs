@@ -229,6 +229,8 @@ impl Sshd {
             format!("PidFile {}", at("pid")),
             "StrictModes no".to_owned(),
             "UsePAM no".to_owned(),
+            // A shell that sshd starts reads the user's start-up files, which may do anything and take any time.
+            format!("SetEnv HOME={}", self.folder.path().display()),
             "PermitRootLogin yes".to_owned(),
             "PasswordAuthentication no".to_owned(),
             "KbdInteractiveAuthentication no".to_owned(),
