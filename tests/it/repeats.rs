@@ -106,7 +106,8 @@ async fn a_lost_way_to_the_box_is_told_and_so_is_the_new_one() {
     hold.reached().await;
     let state = |state: &'static str| move |progress: &Value| progress["connection"]["state"] == state;
     let client = stage.service.client();
-    client.wait_for(&id, "connected", PATIENCE, state("connected")).await;
+    let runs = |progress: &Value| progress["status"] == "executing" && state("connected")(progress);
+    client.wait_for(&id, "the run", PATIENCE, runs).await;
     stage.sandbox.faults().refuse_ssh(true);
     stage.sandbox.faults().cut_ssh();
     let away = |progress: &Value| {
