@@ -102,16 +102,12 @@ impl ApiClient {
         patience: Duration,
         is_reached: impl Fn(&Value) -> bool,
     ) -> Value {
-        let deadline = Instant::now() + patience;
-        loop {
-            let progress = self.progress(id).await;
-            if is_reached(&progress) {
-                return progress;
-            }
-            assert!(!is_over(&progress), "{id} ended before: {what}\n{progress:#}");
-            assert!(Instant::now() < deadline, "{id}: waited {patience:?} in vain for: {what}\n{progress:#}");
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        let reached_before_the_end = |progress: &Value| {
+            let reached = is_reached(progress);
+            assert!(reached || !is_over(progress), "{id} ended before: {what}\n{progress:#}");
+            reached
+        };
+        self.wait_after_the_end(id, what, patience, reached_before_the_end).await
     }
 
     /// Looks at the progress, also that of a finished workflow, until it is as `is_reached` wants it, and returns it.
