@@ -5,14 +5,13 @@ use std::{io, net::SocketAddr, time::Duration};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::{
-    net::TcpListener,
     signal::unix::{SignalKind, signal},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     http,
     runner::Runner,
     ssh::{Pool, SshError},
@@ -22,9 +21,15 @@ use crate::{
 /// How long the parts of the service may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// File descriptors that are not for clients.
+const FOR_WORKFLOWS: usize = 1024;
+
 /// Why the service could not start.
 #[derive(Debug, Error)]
 pub enum StartError {
+    /// A setting can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The address is taken or not ours.
     #[error("cannot listen on {address}: {source}")]
     Bind {
@@ -62,9 +67,11 @@ impl Service {
     /// # Errors
     /// Says in one sentence what can't be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        raise_descriptor_limit();
+        config.check()?;
+        let http = config.http()?;
+        let serve = within(config.serve(), raise_descriptor_limit());
         let address = config.server.bind;
-        let listener = TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })?;
+        let listener = http::listen(address).map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
         let pool = Pool::new(config.ssh())?;
         let stop_writer = CancellationToken::new();
@@ -80,8 +87,8 @@ impl Service {
         }
         let runner = Runner::start(store.clone(), pool, config.runner());
         let stop_server = CancellationToken::new();
-        let router = http::router(runner.clone(), store, config.http());
-        let server = tokio::spawn(http::serve(listener, router, stop_server.clone()));
+        let router = http::router(runner.clone(), store, http);
+        let server = tokio::spawn(http::serve(listener, router, serve, stop_server.clone()));
         Ok(Self { address, runner, server, writer, stop_server, stop_writer })
     }
 
@@ -108,13 +115,32 @@ impl Service {
     }
 }
 
-/// A waiting workflow holds a handful of file descriptors, and the usual soft limit of 1024 is soon used up.
-fn raise_descriptor_limit() {
+/// A waiting workflow holds a handful of file descriptors, each client one, and the usual soft limit of 1024 is soon
+/// used up. Returns how many there are then.
+fn raise_descriptor_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, limit = limit.current, "could not raise the limit of open files");
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, limit = limit.current, "could not raise the limit of open files");
+            limit.current
+        }
+    };
+    current.and_then(|current| usize::try_from(current).ok()).unwrap_or(usize::MAX)
+}
+
+/// Leaves enough descriptors for the workflows themselves.
+fn within(options: http::ServeOptions, descriptors: usize) -> http::ServeOptions {
+    let most = descriptors.saturating_sub(FOR_WORKFLOWS).max(descriptors / 4);
+    if options.max_connections > most {
+        tracing::warn!(
+            connections = most,
+            descriptors,
+            "fewer connections than [server] max_connections: too few file descriptors"
+        );
     }
+    http::ServeOptions { max_connections: options.max_connections.min(most), ..options }
 }
 
 /// Resolves at SIGINT (Ctrl-C), SIGTERM, or SIGHUP (the terminal was closed).

@@ -4,8 +4,11 @@
 //! carries it inside. On top come the user's file and environment variables `COMFY_REMOTE_<SECTION>__<KEY>`.
 //! An unknown key or a bad value is an error in one sentence, before anything else happens.
 
+mod tokens;
+
 use std::{
     net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,6 +17,7 @@ use figment::{
     Figment,
     providers::{Env, Format, Toml},
 };
+use secrecy::SecretString;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -47,8 +51,14 @@ pub struct Config {
 #[expect(missing_docs, reason = "config.toml documents the keys")]
 pub struct Server {
     pub bind: SocketAddr,
+    pub host_names: Vec<http::HostName>,
     pub cors_origins: Vec<http::AllowedOrigin>,
+    pub auth_token: Option<SecretString>,
+    pub auth_token_file: Option<PathBuf>,
+    pub allow_unauthenticated: bool,
     pub max_body_bytes: usize,
+    pub header_timeout_s: u64,
+    pub max_connections: usize,
 }
 
 /// `[state]`
@@ -109,6 +119,9 @@ pub struct Limits {
     pub max_running: usize,
     pub max_running_per_box: usize,
     pub max_waiting: usize,
+    pub client_max_active: usize,
+    pub client_execute_per_minute: u32,
+    pub client_progress_per_second: u32,
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
     pub stalled_after_s: u64,
@@ -152,6 +165,12 @@ pub enum LogFormat {
 #[error("{0}")]
 pub struct ConfigError(String);
 
+impl ConfigError {
+    fn new(sentence: impl Into<String>) -> Self {
+        Self(sentence.into())
+    }
+}
+
 impl Config {
     /// Reads defaults, file and environment. `file` is the one that the user named, which must exist.
     ///
@@ -169,9 +188,9 @@ impl Config {
         if path.is_file() {
             figment = figment.merge(Toml::file_exact(path));
         }
-        let environment = Env::prefixed(ENV_PREFIX).split("__");
-        let config: Self = figment.merge(environment).extract().map_err(|error| ConfigError(sentence(error)))?;
-        config.check()
+        let environment = Env::prefixed(ENV_PREFIX).ignore(&[tokens::VARIABLE]).split("__");
+        figment = tokens::from_environment(figment.merge(environment));
+        figment.extract().map_err(|error| ConfigError(sentence(error)))
     }
 
     /// The defaults alone.
@@ -182,9 +201,15 @@ impl Config {
         Figment::from(Toml::string(DEFAULTS)).extract().map_err(|error| ConfigError(sentence(error)))
     }
 
-    fn check(self) -> Result<Self, ConfigError> {
+    /// Whether the values go together. The start asks, after whatever the command line has changed.
+    ///
+    /// # Errors
+    /// Names the first key whose value can't be used.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let positive = [
             ("server.max_body_bytes", self.server.max_body_bytes as u64),
+            ("server.header_timeout_s", self.server.header_timeout_s),
+            ("server.max_connections", self.server.max_connections as u64),
             ("ssh.connect_timeout_s", self.ssh.connect_timeout_s),
             ("ssh.connect_attempts", u64::from(self.ssh.connect_attempts)),
             ("ssh.keepalive_s", self.ssh.keepalive_s),
@@ -205,7 +230,7 @@ impl Config {
         }
         match set.iter().find(|(_, is_set)| !is_set) {
             Some((key, _)) => Err(ConfigError(format!("configuration key {key} must not be empty"))),
-            None => Ok(self),
+            None => Ok(()),
         }
     }
 
@@ -250,6 +275,7 @@ impl Config {
                 max_running: self.limits.max_running,
                 max_running_per_box: self.limits.max_running_per_box,
                 max_waiting: self.limits.max_waiting,
+                max_active_per_caller: NonZeroUsize::new(self.limits.client_max_active),
             },
             min_free_bytes: self.limits.min_free_bytes,
             defaults: runner::Defaults {
@@ -262,8 +288,28 @@ impl Config {
     }
 
     /// For [`http::router`].
-    pub fn http(&self) -> http::Options {
-        http::Options { cors_origins: self.server.cors_origins.clone(), max_body_bytes: self.server.max_body_bytes }
+    ///
+    /// # Errors
+    /// When the tokens can't be used, or anybody on the network could use the service although nobody said that they may.
+    pub fn http(&self) -> Result<http::Options, ConfigError> {
+        Ok(http::Options {
+            host_names: self.server.host_names.clone(),
+            cors_origins: self.server.cors_origins.clone(),
+            tokens: tokens::of(&self.server)?,
+            caller_rates: http::CallerRates {
+                execute_per_minute: NonZeroU32::new(self.limits.client_execute_per_minute),
+                progress_per_second: NonZeroU32::new(self.limits.client_progress_per_second),
+            },
+            max_body_bytes: self.server.max_body_bytes,
+        })
+    }
+
+    /// For [`http::serve`].
+    pub fn serve(&self) -> http::ServeOptions {
+        http::ServeOptions {
+            header_timeout: Duration::from_secs(self.server.header_timeout_s),
+            max_connections: self.server.max_connections,
+        }
     }
 }
 
@@ -280,7 +326,11 @@ fn sentence(error: figment::Error) -> String {
         [] => "configuration".to_owned(),
         path => format!("configuration key {}", path.join(".")),
     };
-    let kind = first.kind.to_string().trim().replace('\n', " ");
+    let kind = match first.path.last() {
+        // Not repeated: figment would show the value.
+        Some(key) if key == tokens::KEY => "must be a text in quotes".to_owned(),
+        _ => first.kind.to_string().trim().replace('\n', " "),
+    };
     format!("{key}: {kind}{}", source.unwrap_or_default())
 }
 

@@ -7,13 +7,24 @@ use axum::{
     extract::Request,
     http::{StatusCode, header},
 };
+use futures_util::StreamExt;
 use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
 use crate::runner::ExecuteRequest;
 
 /// How long a client may take to send its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A body up to this size is nothing to be careful about.
+const SMALL_BYTES: u64 = 16 << 10;
+
+/// Larger bodies share this much, in KiB, from their first byte until they are understood (which takes up to thirty
+/// times as much), however many callers there are.
+const LARGE_BODIES_KIB: u32 = 16 << 10;
+
+static LARGE_BODIES: Semaphore = Semaphore::const_new(LARGE_BODIES_KIB as usize);
 
 /// The caller's own name for its request, if it gives one.
 ///
@@ -29,7 +40,8 @@ pub(super) fn idempotency_key(request: &Request) -> Result<Option<String>, ApiEr
 /// The body of a request that must be a JSON object.
 ///
 /// # Errors
-/// 415 for another content type, 413 when it is too big, 408 when it is too slow, 400 when it is no JSON object.
+/// 415 for another content type, 413 when it is too big, 408 when it is too slow, 400 when it is no JSON object, 503
+/// while too many large ones are being read.
 pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Map<String, Value>, ApiError> {
     if !is_json(&request) {
         return Err(ApiError::new(
@@ -41,9 +53,11 @@ pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Ma
         let message = format!("The request body is larger than {max_bytes} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
-    if declared_length(&request).is_some_and(|length| length > max_bytes as u64) {
+    let length = declared_length(&request).unwrap_or(max_bytes as u64);
+    if length > max_bytes as u64 {
         return Err(too_big());
     }
+    let _share = share(length).await?;
     let body = read(request.into_body(), max_bytes).await?.ok_or_else(too_big)?;
     match serde_json::from_slice(&body) {
         Ok(Value::Object(object)) => Ok(object),
@@ -52,10 +66,20 @@ pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Ma
     }
 }
 
+/// The memory for a large body, once there is enough of it.
+async fn share(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, ApiError> {
+    if bytes <= SMALL_BYTES {
+        return Ok(None);
+    }
+    let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(LARGE_BODIES_KIB);
+    match tokio::time::timeout(READ_TIMEOUT, LARGE_BODIES.acquire_many(kib)).await {
+        Ok(share) => Ok(share.ok()),
+        Err(_) => Err(ApiError::unavailable("Too many large requests are being read; try again later")),
+    }
+}
+
 /// `None` when there is more than `max_bytes`.
 async fn read(body: Body, max_bytes: usize) -> Result<Option<Vec<u8>>, ApiError> {
-    use futures_util::StreamExt;
-
     let mut chunks = body.into_data_stream();
     let mut content = Vec::new();
     let collect = async {

@@ -25,7 +25,7 @@ pub struct AllowedOrigin {
 }
 
 impl AllowedOrigin {
-    fn allows(&self, origin: &str) -> bool {
+    pub(super) fn allows(&self, origin: &str) -> bool {
         if !self.any_port {
             return origin == self.base;
         }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{runner, workflow::WorkflowId};
 
 /// When a caller that was refused for lack of room may try again, in seconds.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("30");
+const ROOM_AFTER_S: u64 = 30;
 
 /// A failure with its status: `{"success": false, "message": "…"}`.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct ApiError {
     status: StatusCode,
     message: String,
     workflow_id: Option<WorkflowId>,
+    retry_after_s: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -31,7 +32,7 @@ struct Body {
 impl ApiError {
     /// A failure that says why.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), workflow_id: None }
+        Self { status, message: message.into(), workflow_id: None, retry_after_s: None }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -46,6 +47,15 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// Refused for now.
+    pub(super) fn too_many(message: impl Into<String>, retry_after_s: u64) -> Self {
+        Self { retry_after_s: Some(retry_after_s), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self { retry_after_s: Some(ROOM_AFTER_S), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// A failure of a workflow that is on record all the same.
     pub(super) fn on_record(message: String, workflow_id: WorkflowId) -> Self {
         Self { workflow_id: Some(workflow_id), ..Self::internal(message) }
@@ -58,7 +68,7 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
             runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
-            runner::ExecuteError::LineFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+            runner::ExecuteError::LineFull(_) => Self::too_many(error.to_string(), ROOM_AFTER_S),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
@@ -73,8 +83,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = Body { success: false, message: self.message, workflow_id: self.workflow_id };
         let mut response = (self.status, Json(body)).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{FromRequestParts, Path, Request, State},
     http::{StatusCode, request::Parts},
     response::{IntoResponse, Response},
@@ -19,20 +19,28 @@ use super::{
 };
 use crate::{
     runner::Started,
-    workflow::{WorkflowId, WorkflowState},
+    workflow::{Caller, WorkflowId, WorkflowState},
 };
 
 /// `POST /comfyui/workflow/execute`
-pub(super) async fn execute(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+pub(super) async fn execute(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
     let key = body::idempotency_key(&request)?;
     let body = body::read_object(request, api.max_body_bytes).await?;
     let (request, unknown_fields) = body::execute_request(body)?;
-    started(api.runner.execute(request, unknown_fields, key).await?)
+    started(api.runner.execute(request, caller, unknown_fields, key).await?)
 }
 
 /// `POST /comfyui/workflow/{id}/retry`
-pub(super) async fn retry(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
-    started(api.runner.retry(&id).await?)
+pub(super) async fn retry(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Id(id): Id,
+) -> Result<Response, ApiError> {
+    started(api.runner.retry(&id, caller).await?)
 }
 
 /// `POST /comfyui/workflow/{id}/download`

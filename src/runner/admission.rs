@@ -17,7 +17,7 @@ use super::{Options, digest::sha256_of, disk::check_room_here, error::ExecuteErr
 use crate::{
     home::expand_home,
     ssh::Target,
-    workflow::{Graph, Idempotency, Request, WorkflowId},
+    workflow::{Caller, Graph, Idempotency, Request, WorkflowId},
 };
 
 /// The largest workflow file that is read.
@@ -73,6 +73,7 @@ pub(super) struct Admitted {
     pub(super) warnings: Vec<String>,
     pub(super) retry_of: Option<WorkflowId>,
     pub(super) idempotency: Option<Idempotency>,
+    pub(super) caller: Option<Caller>,
 }
 
 /// Checks a request and fills in what it leaves out.
@@ -89,7 +90,7 @@ pub(super) async fn check_again(request: Request, graph: Graph, least: u64) -> R
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images)?;
         prepare_output_dir(&text(&request.output_dir), least)?;
-        Ok(Admitted { request, graph, warnings: Vec::new(), retry_of: None, idempotency: None })
+        Ok(Admitted { request, graph, warnings: Vec::new(), retry_of: None, idempotency: None, caller: None })
     };
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
@@ -118,7 +119,14 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
         comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
         comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
     };
-    Ok(Admitted { request, graph, warnings: target.warnings().to_vec(), retry_of: None, idempotency: None })
+    Ok(Admitted {
+        request,
+        graph,
+        warnings: target.warnings().to_vec(),
+        retry_of: None,
+        idempotency: None,
+        caller: None,
+    })
 }
 
 fn read_graph(given: &str) -> Result<Graph, String> {

@@ -16,7 +16,7 @@ pub enum ExecuteError {
     /// A check failed; the text says which and on what.
     #[error("{0}")]
     Rejected(String),
-    /// It would have to wait, and too many do already.
+    /// Too many workflows wait already, or are the caller's.
     #[error("{0}")]
     LineFull(Full),
     /// It could not be put on record.

@@ -9,12 +9,14 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    hash::Hash,
+    num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 
-use crate::ssh::Target;
+use crate::{ssh::Target, workflow::Caller};
 
 /// The port of SSH where a connection string names none.
 const SSH_PORT: u16 = 22;
@@ -28,6 +30,8 @@ pub struct Limits {
     pub max_running_per_box: usize,
     /// Accepted and not yet running.
     pub max_waiting: usize,
+    /// Of one caller, waiting or running; `None`: no limit.
+    pub max_active_per_caller: Option<NonZeroUsize>,
 }
 
 /// A box as the limits count it: SSH host and port as the connection string names them, capitals or not.
@@ -47,18 +51,23 @@ impl BoxName {
     }
 }
 
-/// As many wait as may.
+/// Why nobody is taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Full {
-    /// How many that is.
-    pub waiting: usize,
+pub enum Full {
+    /// As many wait as may: this many.
+    Waiting(usize),
+    /// The caller has as many workflows under way as it may: this many.
+    Caller(usize),
 }
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.waiting {
-            0 => f.write_str("As many workflows are running as may, and none may wait; try again later"),
-            waiting => write!(f, "Too many workflows are waiting ({waiting}); try again later"),
+        match self {
+            Self::Waiting(0) => f.write_str("As many workflows are running as may, and none may wait; try again later"),
+            Self::Waiting(waiting) => write!(f, "Too many workflows are waiting ({waiting}); try again later"),
+            Self::Caller(active) => {
+                write!(f, "You have as many workflows under way as one client may ({active}); try again later")
+            }
         }
     }
 }
@@ -80,6 +89,7 @@ struct Order {
     waiting: BTreeMap<SeatNumber, Waiting>,
     running: usize,
     running_on: HashMap<BoxName, usize>,
+    active_of: HashMap<Caller, usize>,
 }
 
 #[derive(Debug)]
@@ -94,6 +104,7 @@ pub(super) struct Seat {
     line: Line,
     number: SeatNumber,
     box_name: BoxName,
+    caller: Option<Caller>,
     came_up: Arc<Notify>,
 }
 
@@ -105,27 +116,30 @@ impl Line {
     /// For a new workflow. It is counted from here on, so that no number of requests at once overruns the limits.
     ///
     /// # Errors
-    /// When it would have to wait, and as many do as may.
-    pub(super) fn reserve(&self, box_name: BoxName) -> Result<Seat, Full> {
+    /// When it would have to wait, and as many do as may, or its caller has as many workflows under way as one may.
+    pub(super) fn reserve(&self, box_name: BoxName, caller: Option<Caller>) -> Result<Seat, Full> {
         let mut order = self.lock();
+        let active = caller.as_ref().and_then(|caller| order.active_of.get(caller)).copied().unwrap_or_default();
+        if self.limits.max_active_per_caller.is_some_and(|most| active >= most.get()) {
+            return Err(Full::Caller(active));
+        }
         let waiting = order.waiting.len();
         if waiting >= self.limits.max_waiting && !order.has_room(&box_name, &self.limits) {
-            return Err(Full { waiting });
+            return Err(Full::Waiting(waiting));
         }
-        Ok(self.seat_last(&mut order, box_name))
+        Ok(self.seat_last(&mut order, box_name, caller))
     }
 
     /// For one that waited before the service was restarted: it was accepted, whatever the limit is now.
-    pub(super) fn line_up(&self, box_name: BoxName) -> Seat {
-        self.seat_last(&mut self.lock(), box_name)
+    pub(super) fn line_up(&self, box_name: BoxName, caller: Option<Caller>) -> Seat {
+        self.seat_last(&mut self.lock(), box_name, caller)
     }
 
     /// For one that had begun before the service was restarted: it has a place at once, also over the limits.
-    pub(super) fn go_on(&self, box_name: BoxName) -> Seat {
+    pub(super) fn go_on(&self, box_name: BoxName, caller: Option<Caller>) -> Seat {
         let mut order = self.lock();
-        let number = order.take_number();
         order.enter(&box_name);
-        self.seat(number, box_name)
+        self.seat(&mut order, box_name, caller)
     }
 
     /// How many go first, and one: those ahead for the same box, or everybody ahead while the overall limit is
@@ -139,16 +153,19 @@ impl Line {
     }
 
     /// Behind everybody else, and in at once if there is room.
-    fn seat_last(&self, order: &mut Order, box_name: BoxName) -> Seat {
-        let seat = self.seat(order.take_number(), box_name);
+    fn seat_last(&self, order: &mut Order, box_name: BoxName, caller: Option<Caller>) -> Seat {
+        let seat = self.seat(order, box_name, caller);
         let waiting = Waiting { box_name: seat.box_name.clone(), came_up: seat.came_up.clone() };
         order.waiting.insert(seat.number, waiting);
         order.let_in(&self.limits);
         seat
     }
 
-    fn seat(&self, number: SeatNumber, box_name: BoxName) -> Seat {
-        Seat { line: self.clone(), number, box_name, came_up: Arc::default() }
+    fn seat(&self, order: &mut Order, box_name: BoxName, caller: Option<Caller>) -> Seat {
+        if let Some(caller) = &caller {
+            *order.active_of.entry(caller.clone()).or_default() += 1;
+        }
+        Seat { line: self.clone(), number: order.take_number(), box_name, caller, came_up: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Order> {
@@ -186,11 +203,16 @@ impl Order {
 
     fn leave(&mut self, box_name: &BoxName) {
         self.running -= 1;
-        if let Some(count) = self.running_on.get_mut(box_name) {
-            *count -= 1;
-            if *count == 0 {
-                self.running_on.remove(box_name);
-            }
+        count_down(&mut self.running_on, box_name);
+    }
+}
+
+/// One less; what is down to none is forgotten.
+fn count_down<K: Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -217,6 +239,9 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut order = self.line.lock();
+        if let Some(caller) = &self.caller {
+            count_down(&mut order.active_of, caller);
+        }
         if order.waiting.remove(&self.number).is_none() {
             order.leave(&self.box_name);
             order.let_in(&self.line.limits);

@@ -50,7 +50,7 @@ use turns::Turns;
 use crate::{
     ssh::Pool,
     store::{Store, StoreError},
-    workflow::{Event, Idempotency, Phase, WorkflowId, WorkflowState},
+    workflow::{Caller, Event, Idempotency, Phase, WorkflowId, WorkflowState},
 };
 
 /// How often a taken workflow id is replaced by another before that is an error.
@@ -142,11 +142,13 @@ impl Runner {
         let (begun, waiting): (Vec<_>, Vec<_>) = runner.inner.store.active().into_iter().partition(has_begun);
         for state in begun {
             tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
-            runner.spawn(&state.id, runner.inner.line.go_on(BoxName::of(&state.request.ssh_connection)));
+            let box_name = BoxName::of(&state.request.ssh_connection);
+            runner.spawn(&state.id, runner.inner.line.go_on(box_name, state.caller.clone()));
         }
         for state in waiting {
             tracing::info!(workflow.id = %state.id, "a workflow is in line again");
-            runner.spawn(&state.id, runner.inner.line.line_up(BoxName::of(&state.request.ssh_connection)));
+            let box_name = BoxName::of(&state.request.ssh_connection);
+            runner.spawn(&state.id, runner.inner.line.line_up(box_name, state.caller.clone()));
         }
         runner
     }
@@ -162,17 +164,18 @@ impl Runner {
     pub async fn execute(
         &self,
         request: ExecuteRequest,
+        caller: Caller,
         warnings: Vec<String>,
         key: Option<String>,
     ) -> Result<Started, ExecuteError> {
-        let Some(key) = key else { return self.execute_new(request, warnings, None).await };
+        let Some(key) = key else { return self.execute_new(request, caller, warnings, None).await };
         let fingerprint = request.fingerprint();
         let turn = self.inner.turns.take(&key).await;
         if let Some(known) = self.inner.store.by_idempotency_key(&key) {
             return repeated(&known, &fingerprint);
         }
         let idempotency = Idempotency { key, fingerprint, tunnel_error: None };
-        let started = self.execute_new(request, warnings, Some(idempotency)).await?;
+        let started = self.execute_new(request, caller, warnings, Some(idempotency)).await?;
         if let Some(message) = &started.tunnel_error {
             self.inner.store.apply(&started.workflow_id, Event::AnsweredWithError(message.clone()));
         }
@@ -184,7 +187,7 @@ impl Runner {
     ///
     /// # Errors
     /// As [`execute`](Self::execute); also when the workflow is unknown or still active.
-    pub async fn retry(&self, id: &WorkflowId) -> Result<Started, ExecuteError> {
+    pub async fn retry(&self, id: &WorkflowId, caller: Caller) -> Result<Started, ExecuteError> {
         let state = self.inner.store.get(id).ok_or_else(|| ExecuteError::Unknown(id.clone()))?;
         if state.is_active() {
             return Err(ExecuteError::StillActive(id.clone()));
@@ -193,18 +196,21 @@ impl Runner {
         let least = self.inner.options.min_free_bytes;
         let mut admitted = admission::check_again(state.request.clone(), graph, least).await?;
         admitted.retry_of = Some(id.clone());
+        admitted.caller = Some(caller);
         self.start_admitted(admitted).await
     }
 
     async fn execute_new(
         &self,
         request: ExecuteRequest,
+        caller: Caller,
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Started, ExecuteError> {
         let mut admitted = admission::check(request, &self.inner.options).await?;
         admitted.warnings.splice(0..0, warnings);
         admitted.idempotency = idempotency;
+        admitted.caller = Some(caller);
         self.start_admitted(admitted).await
     }
 
@@ -214,7 +220,7 @@ impl Runner {
         }
         let warnings = admitted.warnings.clone();
         let box_name = BoxName::of(&admitted.request.ssh_connection);
-        let seat = self.inner.line.reserve(box_name).map_err(ExecuteError::LineFull)?;
+        let seat = self.inner.line.reserve(box_name, admitted.caller.clone()).map_err(ExecuteError::LineFull)?;
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
         let accept = tokio::spawn(async move { this.accept(admitted, seat).await });
@@ -272,6 +278,7 @@ impl Runner {
             let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.graph, now);
             state.retry_of.clone_from(&admitted.retry_of);
             state.idempotency.clone_from(&admitted.idempotency);
+            state.caller.clone_from(&admitted.caller);
             for warning in &admitted.warnings {
                 state.apply(now, Event::Warned(warning.clone()));
             }

@@ -4,6 +4,7 @@
 //! ports ([`ssh`](crate::ssh), [`comfy`](crate::comfy), [`store`](crate::store)) and the
 //! [`runner`](crate::runner) build on it; it knows none of them.
 
+pub mod caller;
 pub mod connection;
 pub mod event;
 pub mod failure;
@@ -15,6 +16,7 @@ pub mod output;
 pub mod request;
 pub mod state;
 
+pub use caller::Caller;
 pub use connection::{Connection, ConnectionState};
 pub use event::{BoxEvent, Event, Stored};
 pub use failure::{ErrorCode, ErrorDetail, Failure};

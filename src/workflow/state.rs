@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    caller::Caller,
     connection::Connection,
     event::{BoxEvent, Event},
     failure::Failure,
@@ -119,6 +120,9 @@ pub struct WorkflowState {
     pub retry_of: Option<WorkflowId>,
     /// The caller's own name for the request, if it gave one, and how it was answered.
     pub idempotency: Option<Idempotency>,
+    /// Who asked for it.
+    #[serde(default)]
+    pub caller: Option<Caller>,
     /// The nodes, in the expected order; only those that will run, once that is known.
     pub nodes: IndexMap<NodeId, NodeState>,
     /// Those that save or show a result, once that is known.
@@ -179,6 +183,7 @@ impl WorkflowState {
             connection: None,
             retry_of: None,
             idempotency: None,
+            caller: None,
             nodes: pending_nodes(graph),
             output_nodes: Vec::new(),
             queue_position: None,

@@ -25,11 +25,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1..5_usize, 1..4_usize, 0..6_usize).prop_map(|(max_running, max_running_per_box, max_waiting)| Limits {
-        max_running,
-        max_running_per_box,
-        max_waiting,
-    })
+    (1..5_usize, 1..4_usize, 0..6_usize, 0..9_usize).prop_map(
+        |(max_running, max_running_per_box, max_waiting, most_of_one)| Limits {
+            max_running,
+            max_running_per_box,
+            max_waiting,
+            max_active_per_caller: NonZeroUsize::new(most_of_one),
+        },
+    )
 }
 
 /// What the rules look at.
@@ -55,23 +58,31 @@ fn box_has_room(seats: &[Seat], seen: &Seen, number: SeatNumber, limits: &Limits
     on_box.count() < limits.max_running_per_box
 }
 
+/// One of those who ask; the others go unnamed, as in state files from before callers were named.
+fn caller() -> Option<Caller> {
+    Some(Caller::new("somebody"))
+}
+
 fn take(line: &Line, seats: &mut Vec<Seat>, step: &Step) {
     let name = |index: &usize| BoxName::of(BOXES[*index]);
+    let most_of_one = line.limits.max_active_per_caller.map_or(usize::MAX, NonZeroUsize::get);
     match step {
         Step::Reserve(index) => {
             let before = see(seats).waiting.len();
-            match line.reserve(name(index)) {
-                Ok(seat) => seats.push(seat),
-                Err(full) => {
-                    assert_eq!(full.waiting, before);
-                    assert!(before >= line.limits.max_waiting);
+            let active = seats.iter().filter(|seat| seat.caller == caller()).count();
+            match line.reserve(name(index), caller()) {
+                Ok(seat) => {
+                    seats.push(seat);
+                    assert!(active < most_of_one);
                 }
+                Err(Full::Waiting(waiting)) => assert!(waiting == before && before >= line.limits.max_waiting),
+                Err(Full::Caller(counted)) => assert!(counted == active && active >= most_of_one),
             }
             assert!(see(seats).waiting.len() <= before.max(line.limits.max_waiting));
         }
-        Step::LineUp(index) => seats.push(line.line_up(name(index))),
+        Step::LineUp(index) => seats.push(line.line_up(name(index), None)),
         Step::GoOn(index) => {
-            seats.push(line.go_on(name(index)));
+            seats.push(line.go_on(name(index), caller()));
             assert!(seats.last().is_some_and(Seat::has_place));
         }
         Step::Drop(_) if seats.is_empty() => {}
@@ -119,14 +130,15 @@ proptest! {
             check(&line, &seats, &before, &Step::Drop(over));
         }
         let order = line.lock();
-        prop_assert!(order.running == 0 && order.running_on.is_empty() && order.waiting.is_empty());
+        prop_assert!(order.running == 0 && order.running_on.is_empty() && order.waiting.is_empty() && order.active_of.is_empty());
     }
 }
 
 #[tokio::test]
 async fn a_turn_resolves_when_the_place_before_it_is_free() {
-    let line = Line::new(Limits { max_running: 1, max_running_per_box: 1, max_waiting: 2 });
-    let (first, second) = (line.line_up(BoxName::of("a")), line.line_up(BoxName::of("b")));
+    let limits = Limits { max_running: 1, max_running_per_box: 1, max_waiting: 2, max_active_per_caller: None };
+    let line = Line::new(limits);
+    let (first, second) = (line.line_up(BoxName::of("a"), None), line.line_up(BoxName::of("b"), None));
     first.turn().await;
     {
         let turn = second.turn();
@@ -149,7 +161,7 @@ fn a_box_goes_by_host_and_port() {
 
 #[test]
 fn a_refusal_says_how_many_wait() {
-    let full = |waiting| Full { waiting }.to_string();
+    let full = |waiting| Full::Waiting(waiting).to_string();
     assert_eq!(full(7), "Too many workflows are waiting (7); try again later");
     assert!(!full(0).contains('0'));
 }

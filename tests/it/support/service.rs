@@ -177,8 +177,14 @@ impl Service {
     /// # Panics
     /// As [`Service::start`].
     pub(crate) fn launch(&mut self) {
+        self.launch_with(&[]);
+    }
+
+    /// As [`Service::launch`], with environment variables.
+    pub(crate) fn launch_with(&mut self, environment: &[(&str, &str)]) {
         assert!(self.running.is_none(), "the service is running already");
-        let mut process = self.command().spawn().expect("start the built binary");
+        let mut command = self.command();
+        let mut process = command.envs(environment.iter().copied()).spawn().expect("start the built binary");
         let seen = self.log.lines().len();
         self.log.collect(process.stdout.take().expect("a piped stdout"));
         self.log.collect(process.stderr.take().expect("a piped stderr"));

@@ -1,0 +1,79 @@
+//! Who may use the service: the tokens, and what holds without one.
+
+use std::{fs, path::Path};
+
+use figment::Figment;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{ConfigError, ENV_PREFIX, Server};
+use crate::{home::expand_home, http::Tokens};
+
+/// The key in its section.
+pub(super) const KEY: &str = "auth_token";
+
+/// The variable that has a token, without its prefix. Read as it stands: a token of digits is no number.
+pub(super) const VARIABLE: &str = "SERVER__AUTH_TOKEN";
+
+/// Shorter ones can be guessed.
+const GOOD_LENGTH: usize = 16;
+
+/// A file of tokens is no larger.
+const MAX_FILE_BYTES: u64 = 64 << 10;
+
+pub(super) fn from_environment(figment: Figment) -> Figment {
+    match std::env::var(format!("{ENV_PREFIX}{VARIABLE}")) {
+        Ok(token) => figment.merge((format!("server.{KEY}"), token)),
+        Err(_) => figment,
+    }
+}
+
+/// # Errors
+/// When a token can't be used, or there is none on an address that others can reach.
+pub(super) fn of(server: &Server) -> Result<Tokens, ConfigError> {
+    let tokens = match (&server.auth_token, &server.auth_token_file) {
+        (Some(_), Some(_)) => {
+            return Err(ConfigError::new("set one of the configuration keys server.auth_token and auth_token_file"));
+        }
+        (Some(token), None) => vec![token.clone()],
+        (None, Some(file)) => read(&expand_home(file))?,
+        (None, None) => Vec::new(),
+    };
+    for token in &tokens {
+        check(token.expose_secret())?;
+    }
+    let only_here = server.bind.ip().to_canonical().is_loopback();
+    if tokens.is_empty() && !only_here && !server.allow_unauthenticated {
+        return Err(ConfigError::new(format!(
+            "listening on {} would let everybody on the network use this service and its SSH keys: set [server] \
+             auth_token (or auth_token_file), or allow_unauthenticated = true if that is meant",
+            server.bind
+        )));
+    }
+    Ok(Tokens::new(&tokens))
+}
+
+/// One token per line; empty lines and those that begin with `#` are none.
+fn read(file: &Path) -> Result<Vec<SecretString>, ConfigError> {
+    let failed = |why: &str| ConfigError::new(format!("cannot read server.auth_token_file {}: {why}", file.display()));
+    let meta = fs::metadata(file).map_err(|error| failed(&error.to_string()))?;
+    if !meta.is_file() || meta.len() > MAX_FILE_BYTES {
+        return Err(failed("it is not a small regular file"));
+    }
+    let text = fs::read_to_string(file).map_err(|error| failed(&error.to_string()))?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let tokens: Vec<SecretString> = lines.map(SecretString::from).collect();
+    if tokens.is_empty() { Err(failed("it has no token")) } else { Ok(tokens) }
+}
+
+/// Nothing of the token is said.
+fn check(token: &str) -> Result<(), ConfigError> {
+    if token.is_empty() || !token.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(ConfigError::new(
+            "a token of server.auth_token must be plain characters without spaces, and not empty",
+        ));
+    }
+    if token.len() < GOOD_LENGTH {
+        tracing::warn!("a token has fewer than {GOOD_LENGTH} characters and might be guessed");
+    }
+    Ok(())
+}

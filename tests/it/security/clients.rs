@@ -1,0 +1,118 @@
+//! Too much of a good thing: limits for one client, all of them off unless configured.
+
+use std::fs;
+
+use reqwest::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use toml::Value as Setting;
+
+use crate::{
+    graphs::{self, tag},
+    sandbox_stage::Stage,
+    support::client::answer,
+};
+
+const EXECUTE: &str = "/comfyui/workflow/execute";
+
+/// Two clients.
+const TOKENS: [&str; 2] = ["first-token-0000000", "second-token-000000"];
+
+async fn stage(settings: &[(&str, Setting)]) -> Stage {
+    let mut stage = Stage::new().await;
+    let file = stage.service.folder().join("tokens");
+    fs::write(&file, TOKENS.join("\n")).unwrap();
+    stage.service.kill();
+    stage.service.configure(&[("server.auth_token_file", file.to_str().unwrap().into())]);
+    stage.service.configure(settings);
+    stage.service.launch();
+    stage
+}
+
+/// Status, the header that says when to come again, and the body.
+async fn ask(stage: &Stage, token: &str, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, u64, Value) {
+    let mut request = stage.service.client().request(method, path).bearer_auth(token);
+    if let Some(body) = body {
+        request = request.json(body);
+    }
+    let response = request.send().await.unwrap();
+    let again = response.headers().get(header::RETRY_AFTER).map_or(0, |after| after.to_str().unwrap().parse().unwrap());
+    (response.status(), again, response.json().await.unwrap())
+}
+
+fn assert_refused((status, again, body): (StatusCode, u64, Value), longest: u64) {
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{body}");
+    assert!((1..=longest).contains(&again), "{again}");
+    assert!(body["success"] == false && body["message"].as_str().unwrap().contains("try again"), "{body}");
+}
+
+#[tokio::test]
+async fn one_client_may_start_only_so_many_per_minute() {
+    let stage = stage(&[("limits.client_execute_per_minute", 3.into())]).await;
+    let post = |token: &'static str| ask(&stage, token, Method::POST, EXECUTE, None);
+    for _ in 0..3 {
+        assert_eq!(post(TOKENS[0]).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    }
+    assert_refused(post(TOKENS[0]).await, 20);
+    assert_refused(ask(&stage, TOKENS[0], Method::POST, "/comfyui/workflow/x/retry", None).await, 20);
+    assert_eq!(post(TOKENS[1]).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE, "another client's own");
+    let cancel = ask(&stage, TOKENS[0], Method::POST, "/comfyui/workflow/x/cancel", None).await;
+    assert_eq!(cancel.0, StatusCode::NOT_FOUND, "nobody is kept from stopping what costs money");
+}
+
+#[tokio::test]
+async fn one_client_may_ask_for_progress_only_so_often_if_that_is_configured() {
+    let stage = stage(&[("limits.client_progress_per_second", 1.into())]).await;
+    let ask = |token: &'static str| ask(&stage, token, Method::GET, "/comfyui/workflow/x/progress", None);
+    let mut refused = None;
+    for _ in 0..100 {
+        let answer = ask(TOKENS[0]).await;
+        if answer.0 == StatusCode::TOO_MANY_REQUESTS {
+            refused = Some(answer);
+            break;
+        }
+    }
+    assert_refused(refused.expect("one of a hundred at once is refused"), 1);
+    assert_eq!(ask(TOKENS[1]).await.0, StatusCode::NOT_FOUND, "another client's own");
+}
+
+#[tokio::test]
+async fn one_client_may_have_only_so_many_under_way_also_after_a_restart() {
+    let mut stage = stage(&[("limits.client_max_active", 2.into())]).await;
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let request = stage.request(&graphs::slow(&tag(), 3, 1));
+    let execute = async |stage: &Stage, token| ask(stage, token, Method::POST, EXECUTE, Some(&request)).await;
+    let first = execute(&stage, TOKENS[0]).await;
+    assert_eq!(first.0, StatusCode::OK, "{first:?}");
+    assert_eq!(execute(&stage, TOKENS[0]).await.0, StatusCode::OK);
+    assert_refused(execute(&stage, TOKENS[0]).await, 60);
+    assert_eq!(execute(&stage, TOKENS[1]).await.0, StatusCode::OK, "another client's own");
+    hold.reached().await;
+    stage.service.kill();
+    stage.service.launch();
+    assert_refused(execute(&stage, TOKENS[0]).await, 60);
+    hold.release();
+    let progress = format!("/comfyui/workflow/{}/progress", first.2["workflow_id"].as_str().unwrap());
+    crate::support::eventually("the first to be over", async || {
+        let (_, _, body) = ask(&stage, TOKENS[0], Method::GET, &progress, None).await;
+        (body["progress"]["status"] == json!("completed")).then_some(())
+    })
+    .await;
+    crate::support::eventually("its place to be free", async || {
+        (execute(&stage, TOKENS[0]).await.0 == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_tokens_a_client_is_an_address_and_without_settings_nothing_is_limited() {
+    let limited = Stage::with_settings(&[("limits.client_execute_per_minute", 1.into())]).await;
+    let client = limited.service.client();
+    assert_eq!(answer(client.request(Method::POST, EXECUTE)).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    assert_eq!(answer(client.request(Method::POST, EXECUTE)).await.0, StatusCode::TOO_MANY_REQUESTS);
+    let free = Stage::new().await;
+    let client = free.service.client();
+    for _ in 0..300 {
+        assert_eq!(answer(client.request(Method::POST, EXECUTE)).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert_eq!(client.progress_answer("x").await.0, StatusCode::NOT_FOUND);
+    }
+}
