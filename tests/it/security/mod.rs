@@ -4,3 +4,4 @@ mod browser;
 mod clients;
 mod crowd;
 mod network;
+mod random_requests;
