@@ -13,6 +13,7 @@
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
 //!  json, home             two small things that several parts need
+//!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest
 //! ```
@@ -27,6 +28,8 @@ pub mod comfy;
 pub mod config;
 #[cfg(feature = "sandbox")]
 pub mod demo;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod home;
 pub mod http;
 mod json;

@@ -16,6 +16,8 @@ mod client;
 mod definitions;
 mod error;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod history;
 mod message;
 mod node_failure;

@@ -14,6 +14,8 @@ mod error;
 mod execution;
 mod fetch;
 mod follow;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hearing;
 mod later;
 mod line;

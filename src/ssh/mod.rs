@@ -19,6 +19,8 @@ mod command;
 mod config_file;
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keys;
 mod known_hosts;
 mod pattern;

@@ -14,6 +14,8 @@ mod disk;
 mod error;
 mod file;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod graphs;
 mod load;
 mod lock;

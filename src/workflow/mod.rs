@@ -8,6 +8,8 @@ pub mod caller;
 pub mod connection;
 pub mod event;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod graph;
 pub mod id;
 pub mod inputs;
