@@ -25,6 +25,7 @@
 pub mod app;
 pub mod comfy;
 pub mod config;
+pub mod convert;
 #[cfg(feature = "sandbox")]
 pub mod demo;
 mod home;
