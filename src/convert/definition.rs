@@ -112,7 +112,11 @@ impl NodeDefinition {
         let module = raw.get("python_module").and_then(Value::as_str).unwrap_or_default();
         let outputs = raw.get("output").and_then(Value::as_array).into_iter().flatten().map(type_name).collect();
         Self {
-            display_name: raw.get("display_name").and_then(Value::as_str).filter(|name| !name.is_empty()).map(Into::into),
+            display_name: raw
+                .get("display_name")
+                .and_then(Value::as_str)
+                .filter(|name| !name.is_empty())
+                .map(Into::into),
             is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
             output_node: raw.get("output_node").and_then(Value::as_bool).unwrap_or_default(),
             inputs: read_inputs(raw.get("input"), raw.get("input_order"), MAX_DEPTH),
@@ -192,7 +196,9 @@ fn read_inputs(input: Option<&Value>, order: Option<&Value>, depth: usize) -> Ve
         let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
         let mut names: Vec<&String> = listed.keys().collect();
         names.sort_by_cached_key(|name| place(name));
-        inputs.extend(names.into_iter().map(|name| InputDefinition::read(name, section == "required", &listed[name], depth)));
+        inputs.extend(
+            names.into_iter().map(|name| InputDefinition::read(name, section == "required", &listed[name], depth)),
+        );
     }
     inputs
 }

@@ -76,7 +76,8 @@ impl Emitter<'_> {
         }
         if let Some((choice, value)) = &node.unknown_choice {
             let message = format!("{choice} has the value {value}, which its definition does not offer");
-            let hint = "the workflow was made with another version of the node; choose a value in ComfyUI and save again";
+            let hint =
+                "the workflow was made with another version of the node; choose a value in ComfyUI and save again";
             self.report(instance, node, Code::UnknownChoice, Some(choice), message, hint);
             return;
         }
@@ -211,7 +212,8 @@ impl Emitter<'_> {
         match text::file_name(text, self.options.now, look_up) {
             Ok(text) => text,
             Err(text::TimeUnknown) => {
-                let message = "the date is to be filled into filename_prefix, and the time is not known here".to_owned();
+                let message =
+                    "the date is to be filled into filename_prefix, and the time is not known here".to_owned();
                 self.report(instance, node, Code::TimeUnknown, Some("filename_prefix"), message, "write the date out");
                 text.to_owned()
             }

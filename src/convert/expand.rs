@@ -104,7 +104,8 @@ fn instance(
 fn first_fed(graphs: &[Graph], fed: &[Vec<bool>], mut graph: usize, mut input: usize) -> Option<(Form, Option<Value>)> {
     let mut set = None;
     for _ in 0..MAX_DEPTH {
-        let slots = graphs[graph].nodes.iter().flat_map(|node| node.slots.iter().enumerate().map(move |slot| (node, slot)));
+        let slots =
+            graphs[graph].nodes.iter().flat_map(|node| node.slots.iter().enumerate().map(move |slot| (node, slot)));
         let fed_by_input = slots.filter_map(|(node, (position, slot))| match &slot.source {
             Some(Source::Input { input: from, order }) if *from == input => Some((*order, node, position)),
             _ => None,
@@ -175,12 +176,7 @@ fn inputs_with_widgets(graphs: &[Graph]) -> Vec<Vec<bool>> {
     }
 }
 
-fn refuse_circles(
-    instances: &[Instance],
-    at: usize,
-    node: &Node,
-    inner: usize,
-) -> Result<(), ConvertError> {
+fn refuse_circles(instances: &[Instance], at: usize, node: &Node, inner: usize) -> Result<(), ConvertError> {
     let (mut around, mut depth) = (Some(at), 0);
     while let Some(instance) = around {
         depth += 1;

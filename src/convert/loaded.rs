@@ -237,7 +237,8 @@ fn class_slots(loaded: &mut Node, node: &ui::Node, definition: &NodeDefinition, 
 fn place(loaded: &mut Node, listed: &mut Listed<'_>, name: &str, input: &InputDefinition, widget: Option<usize>) {
     if input.kind == InputKind::Growing {
         let below = format!("{name}.");
-        let (grown, rest) = std::mem::take(listed).into_iter().partition::<Listed<'_>, _>(|(name, _)| name.starts_with(&below));
+        let (grown, rest) =
+            std::mem::take(listed).into_iter().partition::<Listed<'_>, _>(|(name, _)| name.starts_with(&below));
         loaded.slots.extend(grown.into_values());
         *listed = rest;
         return;

@@ -13,6 +13,7 @@ mod definition;
 mod emit;
 mod expand;
 mod finding;
+mod group_node;
 mod links;
 mod loaded;
 mod renumber;
@@ -91,13 +92,13 @@ impl std::fmt::Display for Several<'_> {
 ///
 /// # Errors
 /// When it is not in UI format, is too large, or holds something that can't be converted.
-pub fn convert(
-    ui: &Value,
-    definitions: &NodeDefinitions,
-    options: &Options,
-) -> Result<Conversion, ConvertError> {
+pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> Result<Conversion, ConvertError> {
     let mut workflow = ui::Workflow::read(ui).ok_or(ConvertError::NotUi)?;
+    if workflow.count_nodes() > MAX_NODES {
+        return Err(ConvertError::TooManyNodes);
+    }
     renumber::renumber(&mut workflow);
+    group_node::into_subgraphs(&mut workflow, definitions)?;
     let graphs = loaded::load(&workflow, definitions);
     let instances = expand::expand(&graphs)?;
     let (prompt, findings) = emit::emit(&links::Links::new(&graphs, &instances), options);

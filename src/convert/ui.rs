@@ -56,7 +56,7 @@ pub(super) struct Port {
 /// Where a link begins.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Link {
-    id: Option<i64>,
+    pub(super) id: Option<i64>,
     /// Its place in the table of links.
     pub(super) order: usize,
     pub(super) from: Origin,
@@ -109,9 +109,8 @@ impl Workflow {
     pub(super) fn read(file: &Value) -> Option<Self> {
         file.get("nodes")?.as_array()?;
         let listed = file.get("definitions").and_then(|definitions| definitions.get("subgraphs"));
-        let subgraphs = items(listed)
-            .filter_map(|raw| Some((text_or_number(raw.get("id")?)?, Graph::read(raw))))
-            .collect();
+        let subgraphs =
+            items(listed).filter_map(|raw| Some((text_or_number(raw.get("id")?)?, Graph::read(raw)))).collect();
         let group_nodes = file.get("extra").and_then(|extra| extra.get("groupNodes")).and_then(Value::as_object);
         let last = file.get("last_node_id").or_else(|| file.get("state").and_then(|state| state.get("lastNodeId")));
         Some(Self {
@@ -120,6 +119,13 @@ impl Workflow {
             last_node_id: last.and_then(whole).unwrap_or_default(),
             group_nodes: group_nodes.cloned().unwrap_or_default(),
         })
+    }
+}
+
+impl Workflow {
+    /// How many nodes stand in the file.
+    pub(super) fn count_nodes(&self) -> usize {
+        self.root.nodes.len() + self.subgraphs.values().map(|graph| graph.nodes.len()).sum::<usize>()
     }
 }
 
@@ -139,9 +145,8 @@ impl Graph {
         let field = |at: usize, name: &str| if raw.is_array() { raw.get(at) } else { raw.get(name) };
         let slot = |at, name| field(at, name).and_then(whole).and_then(|slot| usize::try_from(slot).ok());
         let node = |at, name| field(at, name).and_then(text_or_number);
-        let Some(((from, from_slot), (to, to_slot))) = node(1, "origin_id")
-            .zip(slot(2, "origin_slot"))
-            .zip(node(3, "target_id").zip(slot(4, "target_slot")))
+        let Some(((from, from_slot), (to, to_slot))) =
+            node(1, "origin_id").zip(slot(2, "origin_slot")).zip(node(3, "target_id").zip(slot(4, "target_slot")))
         else {
             return;
         };
@@ -232,7 +237,7 @@ impl Node {
 }
 
 impl Slot {
-    fn read(raw: &Value) -> Self {
+    pub(super) fn read(raw: &Value) -> Self {
         let Port { name, link_type } = Port::read(raw);
         let is_widget = raw.get("widget").is_some_and(Value::is_object);
         Self { name, link_type, link: raw.get("link").and_then(whole), is_widget }

@@ -58,6 +58,8 @@ pub(super) struct Layout<'a> {
     pub(super) choices: Vec<String>,
     /// A choice whose value has no entry in the definition.
     pub(super) unknown_choice: Option<(String, Value)>,
+    /// The widget to which each saved value belongs, be it as the value or as its control.
+    pub(super) saved: Vec<String>,
     /// How many widgets have a default since the file has no value for them.
     pub(super) missing_values: usize,
 }
@@ -94,6 +96,7 @@ impl<'a> Layout<'a> {
                     let value = self.value(saved, &name, input, *editor);
                     let slots = control_slots(input, *editor, outermost);
                     saved.skip(slots);
+                    self.saved.extend(std::iter::repeat_n(name.clone(), 1 + slots));
                     let form = Form::of(input, *editor, definition);
                     self.push(name, input, value, form);
                 }
@@ -101,6 +104,7 @@ impl<'a> Layout<'a> {
                     let value = saved.next(&name).filter(|value| !value.is_null()).cloned();
                     let value = value.or_else(|| default_choice(input, options));
                     let key = value.as_ref().map(|value| value.as_str().map_or_else(|| value.to_string(), Into::into));
+                    self.saved.push(name.clone());
                     self.push(name.clone(), input, value, Form::default());
                     let Some(key) = key else { continue };
                     match options.iter().find(|(option, _)| *option == key) {
