@@ -26,6 +26,7 @@
 pub mod app;
 pub mod comfy;
 pub mod config;
+pub mod convert;
 #[cfg(feature = "sandbox")]
 pub mod demo;
 #[cfg(any(test, fuzzing))]

@@ -1,0 +1,251 @@
+//! Node definitions as `/object_info` gives them: which inputs a class has, in which order, and which of them are values
+//! that the user sets. Reads the tuples of old nodes and the objects of V3 nodes alike.
+
+use std::collections::HashMap;
+
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+/// How deep choices with inputs of their own may stand in one another.
+const MAX_DEPTH: usize = 8;
+
+/// The definitions of the classes that a box has.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeDefinitions {
+    classes: IndexMap<String, NodeDefinition>,
+}
+
+impl NodeDefinitions {
+    /// Reads the whole answer of `/object_info`. What is no definition is left out.
+    pub fn read(object_info: &Value) -> Self {
+        let mut definitions = Self::default();
+        for (class, raw) in object_info.as_object().into_iter().flatten() {
+            definitions.insert(class, raw);
+        }
+        definitions
+    }
+
+    /// Adds one class, as `/object_info/{class}` gives it.
+    pub fn insert(&mut self, class: &str, raw: &Value) {
+        if raw.is_object() {
+            self.classes.insert(class.to_owned(), NodeDefinition::read(raw));
+        }
+    }
+
+    /// The definition of a class.
+    pub fn class(&self, name: &str) -> Option<&NodeDefinition> {
+        self.classes.get(name)
+    }
+}
+
+/// What `/object_info` says about one class.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeDefinition {
+    /// The name that people see, if there is one.
+    pub display_name: Option<String>,
+    /// Whether it comes with ComfyUI itself rather than with a pack.
+    pub is_core: bool,
+    /// Whether the class ends a graph.
+    pub output_node: bool,
+    /// Required inputs, then optional ones, each in the author's order.
+    pub inputs: Vec<InputDefinition>,
+    /// The types of its outputs.
+    pub outputs: Vec<String>,
+}
+
+/// What `/object_info` says about one input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputDefinition {
+    /// Its name.
+    pub name: String,
+    /// Its type, such as `IMAGE`; `COMBO` for a list of choices.
+    pub type_name: String,
+    /// Whether it must be given.
+    pub required: bool,
+    /// Whether it is a value, a link or something that grows.
+    pub kind: InputKind,
+    /// The choices of a `COMBO`; empty for other types and for lists that only the browser can get.
+    pub choices: Vec<Value>,
+    /// Everything else that is said about it.
+    options: Option<Map<String, Value>>,
+}
+
+/// What an input is to its user.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InputKind {
+    /// Takes links only.
+    Socket,
+    /// Has a value that the user sets; takes a link in its place.
+    Widget(Editor),
+    /// A choice that brings inputs of its own: for each key, those inputs.
+    Choice(Vec<(String, Vec<InputDefinition>)>),
+    /// Stands for any number of sockets below its name.
+    Growing,
+}
+
+/// With what the user sets a value; decides what stands in for a missing one, and how it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Editor {
+    /// A number.
+    Number,
+    /// A text; whether it has several lines.
+    Text {
+        /// Whether line breaks may be typed.
+        multiline: bool,
+    },
+    /// Yes or no.
+    Switch,
+    /// One of a list.
+    Combo,
+    /// An editor of its own, such as for colours; its value is kept as it is.
+    Special,
+    /// A curve, which the server gets as a typed object.
+    Curve,
+    /// Two pictures side by side; it holds no value worth sending.
+    Compare,
+    /// The browser makes the value when the prompt is sent, such as from a camera.
+    Browser,
+}
+
+impl NodeDefinition {
+    fn read(raw: &Value) -> Self {
+        let module = raw.get("python_module").and_then(Value::as_str).unwrap_or_default();
+        let outputs = raw.get("output").and_then(Value::as_array).into_iter().flatten().map(type_name).collect();
+        Self {
+            display_name: raw
+                .get("display_name")
+                .and_then(Value::as_str)
+                .filter(|name| !name.is_empty())
+                .map(Into::into),
+            is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
+            output_node: raw.get("output_node").and_then(Value::as_bool).unwrap_or_default(),
+            inputs: read_inputs(raw.get("input"), raw.get("input_order"), MAX_DEPTH),
+            outputs,
+        }
+    }
+
+    /// The input of that name.
+    pub fn input(&self, name: &str) -> Option<&InputDefinition> {
+        self.inputs.iter().find(|input| input.name == name)
+    }
+}
+
+impl InputDefinition {
+    fn read(name: &str, required: bool, spec: &Value, depth: usize) -> Self {
+        let declared = spec.get(0).unwrap_or(&Value::Null);
+        let options = spec.get(1).and_then(Value::as_object);
+        let option = |key: &str| options.and_then(|options| options.get(key));
+        let choices = declared.as_array().or_else(|| option("options").and_then(Value::as_array));
+        let mut input = Self {
+            name: name.to_owned(),
+            type_name: type_name(declared),
+            required,
+            kind: InputKind::Socket,
+            choices: choices.cloned().unwrap_or_default(),
+            options: options.cloned(),
+        };
+        input.kind = input.find_kind(depth);
+        if !matches!(input.kind, InputKind::Widget(Editor::Combo)) {
+            input.choices.clear();
+        }
+        input
+    }
+
+    fn find_kind(&self, depth: usize) -> InputKind {
+        if self.flag("forceInput") {
+            return InputKind::Socket;
+        }
+        let widget_type = self.option("widgetType").and_then(Value::as_str).unwrap_or(&self.type_name);
+        match widget_type {
+            "COMFY_AUTOGROW_V3" => InputKind::Growing,
+            "COMFY_DYNAMICCOMBO_V3" => InputKind::Choice(read_choices(self.option("options"), depth)),
+            other => editor(other, self.flag("multiline")).map_or(InputKind::Socket, InputKind::Widget),
+        }
+    }
+
+    /// An option by its name in `/object_info`.
+    pub fn option(&self, key: &str) -> Option<&Value> {
+        self.options.as_ref()?.get(key)
+    }
+
+    /// Whether an option is set to something that JavaScript takes for true.
+    pub fn flag(&self, key: &str) -> bool {
+        self.option(key).is_some_and(is_truthy)
+    }
+
+    /// The types that may be linked to it: what a template allows, else its own.
+    pub fn link_type(&self) -> &str {
+        let allowed = self.option("template").and_then(|template| template.get("allowed_types"));
+        allowed.and_then(Value::as_str).unwrap_or(&self.type_name)
+    }
+
+    /// Whether it has no socket, so that nothing can be linked to it.
+    pub fn socketless(&self) -> bool {
+        self.flag("socketless")
+    }
+}
+
+/// The inputs of one `input` object: required, then optional, each in the order of `input_order` where there is one.
+fn read_inputs(input: Option<&Value>, order: Option<&Value>, depth: usize) -> Vec<InputDefinition> {
+    let mut inputs = Vec::new();
+    for section in ["required", "optional"] {
+        let Some(listed) = input.and_then(|input| input.get(section)).and_then(Value::as_object) else { continue };
+        let order = order.and_then(|order| order.get(section)).and_then(Value::as_array);
+        let names = order.into_iter().flatten().filter_map(Value::as_str);
+        let places: HashMap<&str, usize> = names.enumerate().map(|(at, name)| (name, at)).collect();
+        let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
+        let mut names: Vec<&String> = listed.keys().collect();
+        names.sort_by_cached_key(|name| place(name));
+        inputs.extend(
+            names.into_iter().map(|name| InputDefinition::read(name, section == "required", &listed[name], depth)),
+        );
+    }
+    inputs
+}
+
+/// What each key of a choice brings. Deeper than anybody nests them, nothing.
+fn read_choices(options: Option<&Value>, depth: usize) -> Vec<(String, Vec<InputDefinition>)> {
+    let options = options.and_then(Value::as_array).filter(|_| depth > 0);
+    let read = |option: &Value| {
+        let key = option.get("key")?;
+        let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+        Some((key, read_inputs(option.get("inputs"), None, depth.saturating_sub(1))))
+    };
+    options.into_iter().flatten().filter_map(read).collect()
+}
+
+/// The editor that ComfyUI's front end has for a type; `None` for what can only be linked.
+fn editor(type_name: &str, multiline: bool) -> Option<Editor> {
+    Some(match type_name {
+        "INT" | "FLOAT" => Editor::Number,
+        "STRING" => Editor::Text { multiline },
+        "BOOLEAN" => Editor::Switch,
+        "COMBO" => Editor::Combo,
+        "MARKDOWN" | "TEXTAREA" => Editor::Text { multiline: true },
+        "CURVE" => Editor::Curve,
+        "IMAGECOMPARE" => Editor::Compare,
+        "LOAD_3D" | "LOAD_3D_ANIMATION" | "WEBCAM" | "AUDIO_RECORD" => Editor::Browser,
+        "COLOR" | "BOUNDING_BOX" | "BOUNDINGBOX" | "RANGE" | "PAINTER" | "CHART" | "GALLERIA" => Editor::Special,
+        _ => return None,
+    })
+}
+
+/// A type as text: lists of choices are `COMBO`, other things that are not text fit everything.
+fn type_name(declared: &Value) -> String {
+    match declared {
+        Value::String(name) => name.clone(),
+        Value::Array(_) => "COMBO".to_owned(),
+        _ => "*".to_owned(),
+    }
+}
+
+/// As JavaScript sees it.
+pub(super) fn is_truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(_) | Value::Object(_) => true,
+    }
+}

@@ -1,0 +1,109 @@
+//! From the file that ComfyUI's "Save" writes to the prompt that its front end would send for it.
+//!
+//! The story of a conversion: [`ui`] reads the file, [`group_node`] and [`renumber`] bring old and clashing things into
+//! today's form, [`loaded`] gives every node the inputs that its definition has (with [`widgets`] for the values),
+//! [`expand`] makes an instance of each use of a subgraph, and [`emit`] writes the nodes while [`links`] finds out what
+//! is at the other end of each link.
+//!
+//! Pure: no I/O, no clock, no chance. Whatever the file holds, it ends, and nothing of it is taken for granted. A
+//! construct whose meaning can't be known is refused with the node and the reason; there is no prompt then.
+
+mod added;
+mod definition;
+mod emit;
+mod expand;
+mod finding;
+mod group_node;
+mod links;
+mod loaded;
+mod renumber;
+mod text;
+mod ui;
+mod virtual_nodes;
+mod widgets;
+
+use chrono::NaiveDateTime;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+pub use self::{
+    definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
+    finding::{Code, Finding, Severity},
+};
+
+/// How many nodes there may be, with all instances of all subgraphs.
+pub const MAX_NODES: usize = 20_000;
+
+/// How deep subgraphs may stand in one another.
+pub const MAX_DEPTH: usize = 32;
+
+/// What the front end knows besides the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The local time, for file names that ask for it.
+    pub now: Option<NaiveDateTime>,
+    /// Decides among `{several|texts}` in prompts.
+    pub seed: u64,
+}
+
+/// A workflow as `/prompt` takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conversion {
+    /// The nodes by id, each with `inputs`, `class_type` and its title under `_meta`.
+    ///
+    /// Every link leads to the id of a node that is in it. Empty when the workflow has no node that runs.
+    pub prompt: Map<String, Value>,
+    /// What its author should know; warnings only.
+    pub findings: Vec<Finding>,
+}
+
+/// Why there is no conversion. Reads well after the file's name.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// It is something else.
+    #[error("is not a workflow in ComfyUI's UI format: it has no list of nodes")]
+    NotUi,
+    /// More nodes than anybody draws, most likely by subgraphs in subgraphs.
+    #[error("has more than {MAX_NODES} nodes with all that its subgraphs hold")]
+    TooManyNodes,
+    /// Constructs that can't be converted, with warnings among them.
+    #[error("cannot be converted: {}", Several(.0))]
+    Refused(Vec<Finding>),
+}
+
+/// The first errors, in a sentence.
+struct Several<'a>(&'a [Finding]);
+
+impl std::fmt::Display for Several<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut errors = self.0.iter().filter(|finding| finding.severity == Severity::Error);
+        if let Some(first) = errors.next() {
+            write!(f, "{first}")?;
+        }
+        match errors.count() {
+            0 => Ok(()),
+            more => write!(f, " (and {more} more)"),
+        }
+    }
+}
+
+/// Converts a workflow in UI format for a box with these node definitions.
+///
+/// # Errors
+/// When it is not in UI format, is too large, or holds something that can't be converted.
+pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> Result<Conversion, ConvertError> {
+    let mut workflow = ui::Workflow::read(ui).ok_or(ConvertError::NotUi)?;
+    if workflow.count_nodes() > MAX_NODES {
+        return Err(ConvertError::TooManyNodes);
+    }
+    renumber::renumber(&mut workflow);
+    group_node::into_subgraphs(&mut workflow, definitions)?;
+    let graphs = loaded::load(&workflow, definitions);
+    let instances = expand::expand(&graphs)?;
+    let (prompt, findings) = emit::emit(&links::Links::new(&graphs, &instances), options);
+    if findings.iter().any(|finding| finding.severity == Severity::Error) {
+        return Err(ConvertError::Refused(findings));
+    }
+    Ok(Conversion { prompt, findings })
+}
