@@ -106,6 +106,11 @@ impl Definitions {
         self.known.get(name)
     }
 
+    /// Those that the box has.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Definition)> {
+        self.known.iter().map(|(class, definition)| (class.as_str(), definition))
+    }
+
     /// The classes that the box lacks, of those that were asked for.
     pub fn missing(&self) -> &BTreeSet<String> {
         &self.missing

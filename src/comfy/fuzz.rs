@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chrono::DateTime;
 
 use super::{Decoder, SocketMessage, history, queue::Queue};
-use crate::workflow::{Event, Graph, NodeId, PromptId, Request, WorkflowId, WorkflowState};
+use crate::workflow::{Event, NodeId, PromptId, Request, Source, WorkflowId, WorkflowState};
 
 const GRAPH: &[u8] =
     br#"{"1": {"class_type": "A", "inputs": {}}, "2": {"class_type": "B", "inputs": {"a": ["1", 0]}}}"#;
@@ -52,7 +52,7 @@ pub(crate) fn answers(input: &[u8]) {
 
 /// A workflow whose prompt runs.
 fn running() -> Option<WorkflowState> {
-    let graph = Graph::parse(GRAPH).ok()?;
+    let source = Source::parse(GRAPH).ok()?;
     let request = Request {
         ssh_connection: String::new(),
         workflow_file: String::new(),
@@ -63,8 +63,12 @@ fn running() -> Option<WorkflowState> {
         comfyui_input_dir: String::new(),
         comfyui_output_dir: String::new(),
     };
-    let mut state =
-        WorkflowState::accepted(WorkflowId::from("comfyui_workflow_1_00000000"), request, &graph, DateTime::UNIX_EPOCH);
+    let mut state = WorkflowState::accepted(
+        WorkflowId::from("comfyui_workflow_1_00000000"),
+        request,
+        &source,
+        DateTime::UNIX_EPOCH,
+    );
     state.apply(
         DateTime::UNIX_EPOCH,
         Event::Planned { order: ["1", "2"].map(NodeId::from).into(), outputs: Vec::new() },

@@ -12,7 +12,6 @@ mod added;
 mod definition;
 mod emit;
 mod expand;
-mod finding;
 mod group_node;
 mod links;
 mod loaded;
@@ -22,14 +21,16 @@ mod ui;
 mod virtual_nodes;
 mod widgets;
 
+use std::collections::BTreeSet;
+
 use chrono::NaiveDateTime;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use self::{
-    definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
-    finding::{Code, Finding, Severity},
-};
+pub use self::definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions};
+pub use crate::workflow::finding::{Code, Finding, Severity};
+
+use crate::workflow::finding;
 
 /// How many nodes there may be, with all instances of all subgraphs.
 pub const MAX_NODES: usize = 20_000;
@@ -86,6 +87,22 @@ impl std::fmt::Display for Several<'_> {
             more => write!(f, " (and {more} more)"),
         }
     }
+}
+
+/// The classes whose definitions a conversion asks for, and perhaps a few more: whatever is named as the type of a node,
+/// in subgraphs and group nodes too.
+pub fn classes(ui: &Value) -> BTreeSet<String> {
+    let (mut classes, mut left) = (BTreeSet::new(), vec![ui]);
+    while let Some(value) = left.pop() {
+        let nodes = value.get("nodes").and_then(Value::as_array);
+        classes.extend(nodes.into_iter().flatten().filter_map(|node| node.get("type")?.as_str()).map(str::to_owned));
+        match value {
+            Value::Array(items) => left.extend(items),
+            Value::Object(fields) => left.extend(fields.values()),
+            _ => {}
+        }
+    }
+    classes
 }
 
 /// Converts a workflow in UI format for a box with these node definitions.

@@ -7,7 +7,10 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{runner, workflow::WorkflowId};
+use crate::{
+    runner,
+    workflow::{ErrorCode, Failure, Finding, WorkflowId},
+};
 
 /// When a caller that was refused for lack of room may try again, in seconds.
 const ROOM_AFTER_S: u64 = 30;
@@ -18,6 +21,7 @@ pub struct ApiError {
     status: StatusCode,
     message: String,
     workflow_id: Option<WorkflowId>,
+    findings: Vec<Finding>,
     retry_after_s: Option<u64>,
 }
 
@@ -27,12 +31,14 @@ struct Body {
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     workflow_id: Option<WorkflowId>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    findings: Vec<Finding>,
 }
 
 impl ApiError {
     /// A failure that says why.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), workflow_id: None, retry_after_s: None }
+        Self { status, message: message.into(), workflow_id: None, findings: Vec::new(), retry_after_s: None }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -56,9 +62,14 @@ impl ApiError {
         Self { retry_after_s: Some(ROOM_AFTER_S), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
-    /// A failure of a workflow that is on record all the same.
-    pub(super) fn on_record(message: String, workflow_id: WorkflowId) -> Self {
-        Self { workflow_id: Some(workflow_id), ..Self::internal(message) }
+    /// A failure of a workflow that is on record all the same: of the file, or of the way to the box.
+    pub(super) fn on_record(failure: Failure, workflow_id: WorkflowId) -> Self {
+        let status = match failure.code {
+            ErrorCode::InvalidWorkflow => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let findings = failure.detail.map(|detail| detail.findings).unwrap_or_default();
+        Self { workflow_id: Some(workflow_id), findings, ..Self::new(status, failure.message) }
     }
 }
 
@@ -81,7 +92,8 @@ impl From<runner::ExecuteError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = Body { success: false, message: self.message, workflow_id: self.workflow_id };
+        let body =
+            Body { success: false, message: self.message, workflow_id: self.workflow_id, findings: self.findings };
         let mut response = (self.status, Json(body)).into_response();
         if let Some(seconds) = self.retry_after_s {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

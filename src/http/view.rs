@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::workflow::{
     Connection, ConnectionState, ErrorCode, ErrorDetail, FileType, NodeId, NodeState, NodeStatus, Output, Phase,
-    PromptId, Status, WorkflowId, WorkflowState, state::Text,
+    PromptId, Status, WorkflowFormat, WorkflowId, WorkflowState, state::Text,
 };
 
 /// `{"success": true}` with more beside it.
@@ -129,6 +129,7 @@ pub(super) struct WorkflowView<'a> {
     error_message: Option<&'a str>,
     failed_node: Option<&'a str>,
 
+    workflow_format: WorkflowFormat,
     phase: Option<Phase>,
     attempt: u32,
     overall_percent: f64,
@@ -216,6 +217,7 @@ impl<'a> WorkflowView<'a> {
             failed_node: failure
                 .and_then(|failure| failure.node_type.as_deref())
                 .or_else(|| state.failed_node.as_ref().and_then(class_of)),
+            workflow_format: state.workflow_format,
             phase: state.phase(),
             attempt: state.attempt,
             overall_percent: state.overall_percent(),

@@ -52,8 +52,8 @@ pub(super) async fn download(State(api): State<Arc<Api>>, Id(id): Id) -> Result<
 }
 
 fn started(started: Started) -> Result<Response, ApiError> {
-    match started.tunnel_error {
-        Some(message) => Err(ApiError::on_record(message, started.workflow_id)),
+    match started.failed {
+        Some(failure) => Err(ApiError::on_record(failure, started.workflow_id)),
         None => Ok(Success::new(StartedView {
             workflow_id: started.workflow_id,
             message: "Workflow execution started",

@@ -17,7 +17,7 @@ use super::{Options, digest::sha256_of, disk::check_room_here, error::ExecuteErr
 use crate::{
     home::expand_home,
     ssh::Target,
-    workflow::{Caller, Graph, Idempotency, Request, WorkflowId},
+    workflow::{Caller, Idempotency, Request, Source, WorkflowId},
 };
 
 /// The largest workflow file that is read.
@@ -69,7 +69,7 @@ pub struct Defaults {
 #[derive(Debug)]
 pub(super) struct Admitted {
     pub(super) request: Request,
-    pub(super) graph: Graph,
+    pub(super) source: Source,
     pub(super) warnings: Vec<String>,
     pub(super) retry_of: Option<WorkflowId>,
     pub(super) idempotency: Option<Idempotency>,
@@ -84,20 +84,20 @@ pub(super) async fn check(request: ExecuteRequest, options: &Options) -> Result<
 }
 
 /// Checks again what may have changed since a request was accepted.
-pub(super) async fn check_again(request: Request, graph: Graph, least: u64) -> Result<Admitted, ExecuteError> {
+pub(super) async fn check_again(request: Request, source: Source, least: u64) -> Result<Admitted, ExecuteError> {
     let work = move || {
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images)?;
         prepare_output_dir(&text(&request.output_dir), least)?;
-        Ok(Admitted { request, graph, warnings: Vec::new(), retry_of: None, idempotency: None, caller: None })
+        Ok(Admitted { request, source, warnings: Vec::new(), retry_of: None, idempotency: None, caller: None })
     };
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
 fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> Result<Admitted, String> {
     let target = Target::parse(&request.ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
-    let graph = read_graph(&request.workflow_file)?;
+    let source = read_source(&request.workflow_file)?;
     let input_images = check_images(&request.input_images)?;
     for (field, folder) in
         [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
@@ -121,7 +121,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
     };
     Ok(Admitted {
         request,
-        graph,
+        source,
         warnings: target.warnings().to_vec(),
         retry_of: None,
         idempotency: None,
@@ -129,7 +129,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
     })
 }
 
-fn read_graph(given: &str) -> Result<Graph, String> {
+fn read_source(given: &str) -> Result<Source, String> {
     let mut content = Vec::new();
     let file = open_regular(given, "Workflow file")?;
     let unreadable = |error: io::Error| format!("Workflow file cannot be read: {given}: {}", plain(&error));
@@ -137,7 +137,7 @@ fn read_graph(given: &str) -> Result<Graph, String> {
     if content.len() as u64 > MAX_WORKFLOW_BYTES {
         return Err(format!("Workflow file is larger than {} MiB: {given}", MAX_WORKFLOW_BYTES >> 20));
     }
-    Graph::parse(&content).map_err(|error| format!("Workflow file {given} {error}"))
+    Source::parse(&content).map_err(|error| format!("Workflow file {given} {error}"))
 }
 
 /// The images as absolute paths, each once.
@@ -271,7 +271,6 @@ mod tests {
         for (content, expected) in [
             (Some(""), "Workflow file {} is empty"),
             (Some("x"), "Workflow file {} is not JSON: "),
-            (Some(r#"{"nodes": [], "links": []}"#), "Workflow file {} is in ComfyUI's UI format"),
             (Some("[]"), "Workflow file {} is not a workflow graph: "),
             (None, "Workflow file not found: {}"),
         ] {

@@ -15,11 +15,11 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Options, TunnelOutcome,
+    Beginning, Options,
     ear::Ear,
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
@@ -34,7 +34,7 @@ use crate::{
     comfy::{ComfyError, Definitions},
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
-    workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
+    workflow::{ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
 };
 
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
@@ -50,12 +50,14 @@ pub(super) struct Execution {
     pub(super) store: Store,
     pub(super) pool: Pool,
     pub(super) options: Options,
-    /// Tells the caller of execute how the tunnel came out.
-    pub(super) tunnel: watch::Sender<TunnelOutcome>,
+    /// Tells the caller of execute how it began.
+    pub(super) beginning: watch::Sender<Beginning>,
     /// Who marks which ComfyUI; shared by all executions.
     pub(super) marking: Arc<Turns>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
+    /// The graph that a workflow in UI format means on this box.
+    pub(super) converted: OnceCell<Graph>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
     pub(super) good_looks: AtomicU64,
     /// Outputs on their way here.
@@ -78,7 +80,7 @@ impl Execution {
         if !seat.has_place() {
             tracing::info!("waits in line");
             // There will be no tunnel soon.
-            self.report_tunnel(Ok(()));
+            self.report_beginning(Ok(()));
         }
         cancel.run_until_cancelled(seat.turn()).await;
         let ended = AssertUnwindSafe(self.story_or_stop(&cancel)).catch_unwind().await;
@@ -118,8 +120,8 @@ impl Execution {
             Event::Cancelled => tracing::info!("cancelled"),
             _ => tracing::info!("completed"),
         }
-        let message = match &event {
-            Event::Failed(failure) => Err(failure.message.clone()),
+        let beginning = match &event {
+            Event::Failed(failure) => Err(failure.clone()),
             _ => Ok(()),
         };
         let revision = self.apply(event);
@@ -128,7 +130,7 @@ impl Execution {
         {
             tracing::warn!(%error, "the final status is only in memory");
         }
-        self.report_tunnel(message);
+        self.report_beginning(beginning);
     }
 
     async fn story(&self) -> Result<(), Failure> {
@@ -170,9 +172,11 @@ impl Execution {
             if state.phase() != Some(Phase::Downloading) {
                 let mut ear = None;
                 if state.submission == Submission::None {
-                    let definitions = self.plan(link).await?;
+                    let graph = self.graph(link).await?;
+                    self.report_beginning(Ok(()));
+                    let definitions = self.plan(link, &graph).await?;
                     self.check_room(link).await?;
-                    let graph = self.upload_inputs(link, definitions.as_ref()).await?;
+                    let graph = self.upload_inputs(link, graph, definitions.as_ref()).await?;
                     // Before the submission, so that no message is missed.
                     ear = self.listen(link).await?;
                     self.submit(link, &graph).await?;
@@ -221,7 +225,7 @@ impl Execution {
         let state = self.state().map_err(StepError::into_failure)?;
         // A recovered run whose tunnel had stood before.
         if state.phase() > Some(Phase::Connecting) {
-            self.report_tunnel(Ok(()));
+            self.report_beginning(Ok(()));
             let cause = Failure::new(ErrorCode::SshUnreachable, "the service was restarted");
             return self.reconnect(cause, &mut Patience::new()).await;
         }
@@ -231,7 +235,10 @@ impl Execution {
             self.warn(warning);
         }
         let link = Link::open(&self.pool, &target, port).await.map_err(|error| tunnel_failure(&error))?;
-        self.report_tunnel(Ok(()));
+        // What the file means on this box is worth waiting for too.
+        if !state.nodes.is_empty() {
+            self.report_beginning(Ok(()));
+        }
         link.warnings().iter().for_each(|warning| self.warn(warning.clone()));
         self.wait_for_comfyui(link, port).await
     }
@@ -312,8 +319,7 @@ impl Execution {
     }
 
     /// Learns the box's node definitions and cuts the nodes to those that will run. `None` when they can't be had.
-    async fn plan(&self, link: &Link) -> Result<Option<Definitions>, StepError> {
-        let graph = self.store.graph(&self.id).await?;
+    async fn plan(&self, link: &Link, graph: &Graph) -> Result<Option<Definitions>, StepError> {
         let definitions = match link.client.definitions(&graph.classes()).await {
             Ok(definitions) => definitions,
             Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => return Err(error.into()),
@@ -371,11 +377,11 @@ impl Execution {
         Ok(())
     }
 
-    fn report_tunnel(&self, outcome: Result<(), String>) {
-        self.tunnel.send_if_modified(|known| {
+    fn report_beginning(&self, beginning: Result<(), Failure>) {
+        self.beginning.send_if_modified(|known| {
             let news = known.is_none();
             if news {
-                *known = Some(outcome);
+                *known = Some(beginning);
             }
             news
         });

@@ -215,6 +215,7 @@ pub(super) fn failure_of(ending: &Ending) -> Option<Failure> {
                 exception_type: node.exception_type.clone(),
                 exception_message: Some(node.exception_message.trim().to_owned()),
                 traceback: node.traceback_tail.clone(),
+                findings: Vec::new(),
             };
             Some(Failure {
                 code,

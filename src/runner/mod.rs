@@ -6,6 +6,7 @@
 
 mod admission;
 mod collect;
+mod convert;
 mod digest;
 mod disk;
 mod ear;
@@ -36,7 +37,7 @@ use std::{
 };
 
 use chrono::Utc;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -52,7 +53,7 @@ use turns::Turns;
 use crate::{
     ssh::Pool,
     store::{Store, StoreError},
-    workflow::{Caller, Event, Idempotency, Phase, WorkflowId, WorkflowState},
+    workflow::{Caller, ErrorCode, Event, Failure, Idempotency, Phase, WorkflowId, WorkflowState},
 };
 
 /// How often a taken workflow id is replaced by another before that is an error.
@@ -89,8 +90,9 @@ pub struct Started {
     pub workflow_id: WorkflowId,
     /// What the caller should know.
     pub warnings: Vec<String>,
-    /// Why the tunnel failed, if it did so while the caller waited. The workflow is on record all the same.
-    pub tunnel_error: Option<String>,
+    /// Why it failed, if it did so while the caller waited: there was no tunnel, or the file can't be converted for the
+    /// box. The workflow is on record all the same.
+    pub failed: Option<Failure>,
 }
 
 /// Runs workflows. Clones are handles to the same runner.
@@ -120,8 +122,8 @@ struct Running {
     seat: SeatNumber,
 }
 
-/// How the tunnel of an execution came out; `None` while that is open.
-type TunnelOutcome = Option<Result<(), String>>;
+/// How an execution began, for the caller of execute; `None` while that is open.
+type Beginning = Option<Result<(), Failure>>;
 
 impl Runner {
     /// Begins with what the store has: every workflow without a final status goes on where it was, or waits in line
@@ -178,14 +180,14 @@ impl Runner {
         }
         let idempotency = Idempotency { key, fingerprint, tunnel_error: None };
         let started = self.execute_new(request, caller, warnings, Some(idempotency)).await?;
-        if let Some(message) = &started.tunnel_error {
-            self.inner.store.apply(&started.workflow_id, Event::AnsweredWithError(message.clone()));
+        if let Some(failure) = &started.failed {
+            self.inner.store.apply(&started.workflow_id, Event::AnsweredWithError(failure.message.clone()));
         }
         drop(turn);
         Ok(started)
     }
 
-    /// Starts a finished workflow again, as a new one with the same request and the graph as it was accepted.
+    /// Starts a finished workflow again, as a new one with the same request and what its file held when it was accepted.
     ///
     /// # Errors
     /// As [`execute`](Self::execute); also when the workflow is unknown or still active.
@@ -194,9 +196,9 @@ impl Runner {
         if state.is_active() {
             return Err(ExecuteError::StillActive(id.clone()));
         }
-        let graph = self.inner.store.graph(id).await.map_err(ExecuteError::NotRecorded)?;
+        let source = self.inner.store.source(id).await.map_err(ExecuteError::NotRecorded)?;
         let least = self.inner.options.min_free_bytes;
-        let mut admitted = admission::check_again(state.request.clone(), graph, least).await?;
+        let mut admitted = admission::check_again(state.request.clone(), source, least).await?;
         admitted.retry_of = Some(id.clone());
         admitted.caller = Some(caller);
         self.start_admitted(admitted).await
@@ -226,13 +228,13 @@ impl Runner {
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
         let accept = tokio::spawn(async move { this.accept(admitted, seat).await });
-        let (workflow_id, mut tunnel) = accept.await??;
-        let known = tokio::time::timeout(self.inner.options.execute_wait, tunnel.wait_for(Option::is_some)).await;
-        let tunnel_error = match known {
+        let (workflow_id, mut beginning) = accept.await??;
+        let known = tokio::time::timeout(self.inner.options.execute_wait, beginning.wait_for(Option::is_some)).await;
+        let failed = match known {
             Ok(Ok(outcome)) => outcome.clone().and_then(Result::err),
             _ => None,
         };
-        Ok(Started { workflow_id, warnings, tunnel_error })
+        Ok(Started { workflow_id, warnings, failed })
     }
 
     /// Asks an active workflow to stop; that it has stopped shows in its status. Asking twice is the same as once.
@@ -273,22 +275,22 @@ impl Runner {
         &self,
         admitted: admission::Admitted,
         seat: Seat,
-    ) -> Result<(WorkflowId, watch::Receiver<TunnelOutcome>), ExecuteError> {
+    ) -> Result<(WorkflowId, watch::Receiver<Beginning>), ExecuteError> {
         for _ in 0..ID_ATTEMPTS {
             let now = Utc::now();
             let id = WorkflowId::new(now, uuid::Uuid::new_v4().as_fields().0);
-            let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.graph, now);
+            let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.source, now);
             state.retry_of.clone_from(&admitted.retry_of);
             state.idempotency.clone_from(&admitted.idempotency);
             state.caller.clone_from(&admitted.caller);
             for warning in &admitted.warnings {
                 state.apply(now, Event::Warned(warning.clone()));
             }
-            match self.inner.store.insert(state, &admitted.graph).await {
+            match self.inner.store.insert(state, &admitted.source).await {
                 Ok(()) => {
                     tracing::info!(workflow.id = %id, workflow.name = admitted.request.workflow_name, "accepted");
-                    let tunnel = self.spawn(&id, seat);
-                    return Ok((id, tunnel));
+                    let beginning = self.spawn(&id, seat);
+                    return Ok((id, beginning));
                 }
                 Err(StoreError::Taken) => {}
                 Err(error) => {
@@ -300,15 +302,15 @@ impl Runner {
         Err(ExecuteError::NotRecorded(StoreError::Taken))
     }
 
-    fn spawn(&self, id: &WorkflowId, seat: Seat) -> watch::Receiver<TunnelOutcome> {
+    fn spawn(&self, id: &WorkflowId, seat: Seat) -> watch::Receiver<Beginning> {
         let cancel = CancellationToken::new();
         self.running().insert(id.clone(), Running { cancel: cancel.clone(), seat: seat.number() });
         // Asked before the last stop, or after it was put on record and before it could be told.
         if self.inner.store.get(id).is_some_and(|state| state.cancel_requested) {
             cancel.cancel();
         }
-        let (tunnel, outcome) = watch::channel(None);
-        let execution = self.execution(id, tunnel);
+        let (beginning, known) = watch::channel(None);
+        let execution = self.execution(id, beginning);
         let (runner, id) = (self.clone(), id.clone());
         let span = tracing::info_span!("execution", workflow.id = %id);
         let task = async move {
@@ -321,18 +323,19 @@ impl Runner {
             runner.running().remove(&id);
         };
         self.inner.executions.spawn(task.instrument(span));
-        outcome
+        known
     }
 
-    fn execution(&self, id: &WorkflowId, tunnel: watch::Sender<TunnelOutcome>) -> Execution {
+    fn execution(&self, id: &WorkflowId, beginning: watch::Sender<Beginning>) -> Execution {
         Execution {
             id: id.clone(),
             store: self.inner.store.clone(),
             pool: self.inner.pool.clone(),
             options: self.inner.options.clone(),
-            tunnel,
+            beginning,
             marking: self.inner.marking.clone(),
             credential_key: Mutex::new(None),
+            converted: OnceCell::new(),
             good_looks: AtomicU64::new(0),
             parts: Parts::of(id.clone()),
         }
@@ -348,5 +351,9 @@ fn repeated(known: &WorkflowState, fingerprint: &str) -> Result<Started, Execute
     let Some(idempotency) = known.idempotency.as_ref().filter(|first| first.fingerprint == fingerprint) else {
         return Err(ExecuteError::KeyReused);
     };
-    Ok(Started { workflow_id: known.id.clone(), warnings: Vec::new(), tunnel_error: idempotency.tunnel_error.clone() })
+    let failed = idempotency.tunnel_error.as_ref().map(|message| match known.failure() {
+        Some(failure) => Failure { message: message.clone(), ..failure.clone() },
+        None => Failure::new(ErrorCode::Internal, message),
+    });
+    Ok(Started { workflow_id: known.id.clone(), warnings: Vec::new(), failed })
 }

@@ -44,10 +44,10 @@ impl Execution {
     pub(super) async fn upload_inputs(
         &self,
         link: &Link,
+        mut graph: Graph,
         definitions: Option<&Definitions>,
     ) -> Result<Graph, StepError> {
         self.apply(Event::Entered(Phase::Uploading));
-        let mut graph = self.store.graph(&self.id).await?;
         let images = self.request()?.input_images;
         if images.is_empty() {
             return Ok(graph);

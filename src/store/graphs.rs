@@ -16,7 +16,7 @@ use super::{
     StoreError,
     file::{Identity, beside, folder_of, sync_folder},
 };
-use crate::workflow::{Graph, WorkflowId};
+use crate::workflow::{Source, WorkflowId};
 
 const TEMPORARY_PREFIX: &str = ".tmp";
 
@@ -54,9 +54,9 @@ impl Graphs {
     }
 
     /// Returns when the graph is on disk.
-    pub(super) async fn save(&self, id: &WorkflowId, graph: &Graph) -> Result<KeptGraph, StoreError> {
+    pub(super) async fn save(&self, id: &WorkflowId, source: &Source) -> Result<KeptGraph, StoreError> {
         let (this, id) = (self.clone(), id.clone());
-        let content = serde_json::to_vec(&graph.to_value())?;
+        let content = serde_json::to_vec(&source.to_value())?;
         blocking(move || {
             this.make_folder()?;
             let path = this.path(&id);
@@ -72,14 +72,14 @@ impl Graphs {
         .await
     }
 
-    pub(super) async fn load(&self, id: &WorkflowId) -> Result<Graph, StoreError> {
+    pub(super) async fn load(&self, id: &WorkflowId) -> Result<Source, StoreError> {
         let content = tokio::fs::read(self.path(id))
             .await
             .map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))?;
         parse(id, &content)
     }
 
-    pub(super) fn parse_kept(id: &WorkflowId, kept: &KeptGraph) -> Result<Graph, StoreError> {
+    pub(super) fn parse_kept(id: &WorkflowId, kept: &KeptGraph) -> Result<Source, StoreError> {
         parse(id, &kept.content)
     }
 
@@ -147,8 +147,8 @@ impl Graphs {
     }
 }
 
-fn parse(id: &WorkflowId, content: &[u8]) -> Result<Graph, StoreError> {
-    Graph::parse(content).map_err(|error| unreadable(id, format!("it {error}"), false))
+fn parse(id: &WorkflowId, content: &[u8]) -> Result<Source, StoreError> {
+    Source::parse(content).map_err(|error| unreadable(id, format!("it {error}"), false))
 }
 
 fn unreadable(id: &WorkflowId, cause: String, may_pass: bool) -> StoreError {

@@ -42,7 +42,7 @@ use graphs::{Graphs, KeptGraph};
 use lock::Lock;
 use writer::{Progress, Writer};
 
-use crate::workflow::{Event, Graph, WorkflowId, WorkflowState};
+use crate::workflow::{Event, Source, WorkflowId, WorkflowState};
 
 /// A finished workflow younger than this is never trimmed.
 const KEEP_AT_LEAST: TimeDelta = TimeDelta::minutes(10);
@@ -130,16 +130,16 @@ impl Store {
         Ok(Opened { store: Self { shared }, warnings, writer })
     }
 
-    /// Adds a workflow and its graph, and returns when both are on disk.
+    /// Adds a workflow and what its file holds, and returns when both are on disk.
     ///
     /// # Errors
     /// [`StoreError::Taken`] when the id is in use; otherwise nothing of the workflow stays.
-    pub async fn insert(&self, state: WorkflowState, graph: &Graph) -> Result<(), StoreError> {
+    pub async fn insert(&self, state: WorkflowState, source: &Source) -> Result<(), StoreError> {
         let id = state.id.clone();
         if self.get(&id).is_some() {
             return Err(StoreError::Taken);
         }
-        let kept = self.shared.graphs.save(&id, graph).await?;
+        let kept = self.shared.graphs.save(&id, source).await?;
         let revision = self.shared.add(state, kept).ok_or(StoreError::Taken)?;
         let written = self.durable(revision).await;
         if written.is_err() {
@@ -200,11 +200,11 @@ impl Store {
         self.shared.map.read().workflows.get(id).map(|entry| entry.state.clone())
     }
 
-    /// The graph of a workflow as it was accepted. That of an active one comes from memory.
+    /// What the file of a workflow held when it was accepted. That of an active one comes from memory.
     ///
     /// # Errors
     /// When its file is gone or broken.
-    pub async fn graph(&self, id: &WorkflowId) -> Result<Graph, StoreError> {
+    pub async fn source(&self, id: &WorkflowId) -> Result<Source, StoreError> {
         let kept = self.shared.map.read().workflows.get(id).and_then(|entry| entry.graph.clone());
         match kept {
             Some(kept) => Graphs::parse_kept(id, &kept),

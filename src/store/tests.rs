@@ -23,8 +23,8 @@ async fn close((store, stop, writer): (Store, CancellationToken, JoinHandle<()>)
     drop(store);
 }
 
-fn graph() -> Graph {
-    Graph::parse(br#"{"1": {"class_type": "A", "inputs": {"seed": 18446744073709551615}}}"#).unwrap()
+fn graph() -> Source {
+    Source::parse(br#"{"1": {"class_type": "A", "inputs": {"seed": 18446744073709551615}}}"#).unwrap()
 }
 
 fn workflow(tail: u32) -> WorkflowState {
@@ -55,7 +55,7 @@ async fn what_was_accepted_is_there_again() {
     close((store, stop, writer)).await;
     let (again, ..) = open(folder.path()).await;
     assert_eq!(again.get(&accepted.id).unwrap().lifecycle, Lifecycle::Active(Phase::Connecting));
-    assert_eq!(again.graph(&accepted.id).await.unwrap(), graph());
+    assert_eq!(again.source(&accepted.id).await.unwrap(), graph());
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn graphs_of_workflows_that_are_not_on_record_are_removed() {
     fs::write(&orphan, "{}").unwrap();
     let (again, ..) = open(folder.path()).await;
     assert!(!orphan.exists());
-    assert_eq!(again.graph(&kept.id).await.unwrap(), graph());
+    assert_eq!(again.source(&kept.id).await.unwrap(), graph());
 }
 
 #[tokio::test]
@@ -220,5 +220,5 @@ async fn old_finished_workflows_go_and_young_ones_stay() {
     }
     let known: Vec<bool> = all.iter().map(|state| store.get(&state.id).is_some()).collect();
     assert_eq!(known, [false, false, true, true, true]);
-    assert!(store.graph(&all[0].id).await.is_err());
+    assert!(store.source(&all[0].id).await.is_err());
 }

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     failure::Failure,
+    graph::Graph,
     id::{NodeId, PromptId, ServerMark},
     output::{NodeOutput, RemoteFile},
     state::Phase,
@@ -61,6 +62,8 @@ pub struct Stored {
 pub enum Event {
     /// The execution reached a phase. Phases only go forward within an attempt.
     Entered(Phase),
+    /// The graph that a workflow in UI format means on this box.
+    Converted(Box<Graph>),
     /// What will run, as far as the box's definitions tell.
     Planned {
         /// The nodes in the expected order. Others are dropped.

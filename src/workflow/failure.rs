@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::id::NodeId;
+use super::{finding::Finding, id::NodeId};
 
 /// The closed set of machine-readable reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct ErrorDetail {
     /// The end of the Python traceback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traceback: Vec<String>,
+    /// What was found in the workflow before it ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
 }
 
 /// A failure that ends a workflow.

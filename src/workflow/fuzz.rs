@@ -1,10 +1,12 @@
 //! For the fuzzer: workflow files.
 
-use super::Graph;
+use super::{Graph, Source};
 
 /// What is read as a graph is written as the same graph, and its order has each node once, whatever the links say.
 pub(crate) fn workflow_file(input: &[u8]) {
-    let Ok(graph) = Graph::parse(input) else { return };
+    let Ok(source) = Source::parse(input) else { return };
+    assert_eq!(Source::parse(source.to_value().to_string().as_bytes()).ok().as_ref(), Some(&source));
+    let Source::Graph(graph) = source else { return };
     let count = graph.nodes().count();
     let mut order = graph.order_of_all();
     assert_eq!(order.len(), count);

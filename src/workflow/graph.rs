@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::id::NodeId;
+#[cfg(any(test, fuzzing))]
 use crate::json::parse_lenient;
 
 /// Why a file is not a graph that `/prompt` could take. Each reads well after the file's name.
@@ -18,9 +19,6 @@ pub enum GraphError {
     /// Not JSON at all.
     #[error("is not JSON: {0}")]
     NotJson(#[from] serde_json::Error),
-    /// What the front end's plain "Save" writes.
-    #[error("is in ComfyUI's UI format, which cannot be run as it is; export it with \"Export (API)\" in ComfyUI")]
-    UiFormat,
     /// JSON, but of another kind.
     #[error("is not a workflow graph: {0}")]
     NotAGraph(String),
@@ -40,20 +38,23 @@ pub struct Node {
 }
 
 impl Graph {
-    /// Reads a file's content: a graph, or a request envelope with the graph under `prompt`.
+    /// Reads the text of a graph, or of a request envelope with the graph under `prompt`.
     ///
     /// # Errors
-    /// Says what the content is instead.
-    pub fn parse(content: &[u8]) -> Result<Self, GraphError> {
-        if content.trim_ascii().is_empty() {
-            return Err(GraphError::Empty);
+    /// Says what the text is instead.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn parse(content: &[u8]) -> Result<Self, GraphError> {
+        match parse_lenient(content)? {
+            Value::Object(object) => Self::from_document(object),
+            _ => Err(GraphError::NotAGraph("the file does not hold a JSON object".into())),
         }
-        let Value::Object(mut object) = parse_lenient(content)? else {
-            return Err(GraphError::NotAGraph("the file does not hold a JSON object".into()));
-        };
-        if is_ui_format(&object) {
-            return Err(GraphError::UiFormat);
-        }
+    }
+
+    /// Takes a graph, or the graph under `prompt` of a request envelope.
+    ///
+    /// # Errors
+    /// When it has no nodes, or something else among them.
+    pub fn from_document(mut object: Map<String, Value>) -> Result<Self, GraphError> {
         if let Some(Value::Object(prompt)) = object.get("prompt")
             && !object.contains_key("class_type")
             && !prompt.contains_key("class_type")
@@ -238,10 +239,6 @@ fn distance_to_output(at: usize, outputs: &HashSet<usize>, consumers: &HashMap<u
     } else {
         3
     }
-}
-
-fn is_ui_format(object: &Map<String, Value>) -> bool {
-    object.get("nodes").is_some_and(Value::is_array) && object.get("links").is_some_and(Value::is_array)
 }
 
 /// A node id as a message may repeat it.

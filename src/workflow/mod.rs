@@ -8,6 +8,7 @@ pub mod caller;
 pub mod connection;
 pub mod event;
 pub mod failure;
+pub mod finding;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub mod graph;
@@ -16,15 +17,18 @@ pub mod inputs;
 pub mod node;
 pub mod output;
 pub mod request;
+pub mod source;
 pub mod state;
 
 pub use caller::Caller;
 pub use connection::{Connection, ConnectionState};
 pub use event::{BoxEvent, Event, Stored};
 pub use failure::{ErrorCode, ErrorDetail, Failure};
+pub use finding::{Code as FindingCode, Finding, Severity};
 pub use graph::{Graph, GraphError, Node};
 pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::{Idempotency, Request};
+pub use source::{Source, WorkflowFormat};
 pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -20,6 +20,7 @@ use super::{
     node::{NodeState, NodeStatus},
     output::Output,
     request::{Idempotency, Request},
+    source::{Source, WorkflowFormat},
 };
 
 /// Warnings beyond this many are dropped.
@@ -116,6 +117,9 @@ pub struct WorkflowState {
     pub cancel_requested: bool,
     /// How the way to the box is; `None` before it first stood and after the end.
     pub connection: Option<Connection>,
+    /// In which form the workflow came.
+    #[serde(default)]
+    pub workflow_format: WorkflowFormat,
     /// The workflow that this one tries again.
     pub retry_of: Option<WorkflowId>,
     /// The caller's own name for the request, if it gave one, and how it was answered.
@@ -123,7 +127,8 @@ pub struct WorkflowState {
     /// Who asked for it.
     #[serde(default)]
     pub caller: Option<Caller>,
-    /// The nodes, in the expected order; only those that will run, once that is known.
+    /// The nodes, in the expected order; only those that will run, once that is known. None as long as the graph is not
+    /// known.
     pub nodes: IndexMap<NodeId, NodeState>,
     /// Those that save or show a result, once that is known.
     pub output_nodes: Vec<NodeId>,
@@ -166,7 +171,7 @@ pub struct Text {
 
 impl WorkflowState {
     /// A workflow that was accepted just now, with fresh prompt and client ids.
-    pub fn accepted(id: WorkflowId, request: Request, graph: &Graph, at: DateTime<Utc>) -> Self {
+    pub fn accepted(id: WorkflowId, request: Request, source: &Source, at: DateTime<Utc>) -> Self {
         Self {
             id,
             request,
@@ -181,10 +186,11 @@ impl WorkflowState {
             attempt: 1,
             cancel_requested: false,
             connection: None,
+            workflow_format: source.format(),
             retry_of: None,
             idempotency: None,
             caller: None,
-            nodes: pending_nodes(graph),
+            nodes: source.graph().map(pending_nodes).unwrap_or_default(),
             output_nodes: Vec::new(),
             queue_position: None,
             current_node: None,
@@ -266,6 +272,7 @@ impl WorkflowState {
         };
         let changed = match event {
             Event::Entered(next) => self.enter(phase, next, at),
+            Event::Converted(graph) => self.nodes.is_empty() && replace(&mut self.nodes, pending_nodes(&graph)),
             Event::Planned { order, outputs } => self.plan(&order) | replace(&mut self.output_nodes, outputs),
             Event::Submitting(mark) => self.submission == Submission::None && self.note_sending(mark),
             Event::NotTaken => self.submission == Submission::Unclear && self.note_not_sent(),

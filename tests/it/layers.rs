@@ -17,7 +17,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
     (
         "runner",
-        &["home", "workflow", "ssh", "comfy", "store"],
+        &["home", "workflow", "convert", "ssh", "comfy", "store"],
         &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"],
     ),
     ("http", &["workflow", "store", "runner"], &["reqwest", "russh", "tokio_tungstenite"]),

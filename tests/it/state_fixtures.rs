@@ -91,7 +91,7 @@ async fn files_of_every_version_load_keep_their_meaning_and_load_again() {
                     let state = store.get(&id).unwrap();
                     let new = serde_json::to_value(&*state).unwrap();
                     assert!(keeps(old, &new), "{}\n{old:#}\n{new:#}", fixture.display());
-                    assert!(store.graph(&id).await.is_ok(), "{id}");
+                    assert!(store.source(&id).await.is_ok(), "{id}");
                 }
             })
             .await;

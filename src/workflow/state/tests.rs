@@ -28,7 +28,7 @@ fn accepted() -> WorkflowState {
         comfyui_output_dir: "/box/output".into(),
     };
     let graph = Graph::parse(GRAPH.as_bytes()).unwrap();
-    WorkflowState::accepted(WorkflowId::new(at(0), 1), request, &graph, at(0))
+    WorkflowState::accepted(WorkflowId::new(at(0), 1), request, &Source::Graph(graph), at(0))
 }
 
 fn run(events: impl IntoIterator<Item = Event>) -> WorkflowState {

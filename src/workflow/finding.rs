@@ -1,11 +1,11 @@
-//! What a conversion has to say about a workflow: what stopped it, and what its author should know.
+//! What is found in a workflow before it runs: what stops it, and what its author should know.
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether a finding stops the conversion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// There is no prompt that would be right.
@@ -15,7 +15,7 @@ pub enum Severity {
 }
 
 /// What kind of thing was found; the words are the ones in JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Code {
@@ -66,7 +66,7 @@ impl Code {
 }
 
 /// One thing found, on one node.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Whether it stops the conversion.
     pub severity: Severity,
@@ -89,13 +89,13 @@ pub struct Finding {
 
 impl Finding {
     /// The same, about one of the node's inputs.
-    pub(super) fn on_input(mut self, input: &str) -> Self {
+    pub(crate) fn on_input(mut self, input: &str) -> Self {
         self.input = Some(input.to_owned());
         self
     }
 
     /// The same, with what to try.
-    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
