@@ -18,16 +18,16 @@ use super::{
 /// How many findings are kept; the rest would tell nothing new.
 const MAX_FINDINGS: usize = 200;
 
-/// Writes all nodes.
-pub(super) fn emit(links: &Links<'_>, options: &Options) -> (Map<String, Value>, Vec<Finding>) {
-    let mut emitter = Emitter { links, options, findings: Vec::new(), choices: 0, names: names(links) };
+/// Writes all nodes; says what there is to say about them.
+pub(super) fn emit(links: &Links<'_>, options: &Options, findings: &mut Vec<Finding>) -> Map<String, Value> {
+    let mut emitter = Emitter { links, options, findings, choices: 0, names: names(links) };
     let mut prompt = Map::new();
     for instance in 0..links.instances.len() {
         for place in 0..links.graphs[links.instances[instance].graph].nodes.len() {
             emitter.node(instance, place, &mut prompt);
         }
     }
-    (prompt, emitter.findings)
+    prompt
 }
 
 /// Nodes of all instances by the name that file names can refer to: the names of references first, then titles.
@@ -48,7 +48,7 @@ fn names<'a>(links: &Links<'a>) -> Names<'a> {
 struct Emitter<'a> {
     links: &'a Links<'a>,
     options: &'a Options,
-    findings: Vec<Finding>,
+    findings: &'a mut Vec<Finding>,
     /// How many choices have been made, so that each gets another number.
     choices: u64,
     names: Names<'a>,
@@ -72,6 +72,7 @@ impl Emitter<'_> {
         match &node.kind {
             Kind::Class => {}
             Kind::Unknown => return self.unknown(instance, node),
+            Kind::Virtual(Virtual::Unsupported) => return self.unsupported(instance, node),
             Kind::Subgraph(_) | Kind::Virtual(_) => return,
         }
         if let Some((choice, value)) = &node.unknown_choice {
@@ -84,6 +85,11 @@ impl Emitter<'_> {
         if node.missing_values > 0 {
             let message = format!("{} of its values are not in the file and have their defaults", node.missing_values);
             self.warn(instance, node, Code::MissingValues, message, "open the workflow in ComfyUI and save it again");
+        }
+        if node.extra_values > 0 {
+            let message = format!("{} saved values are more than its definition has places for", node.extra_values);
+            let hint = "if its pack fills in inputs in the browser, export the workflow with \"Export (API)\" instead";
+            self.warn(instance, node, Code::ExtraValues, message, hint);
         }
         let mut inputs = Map::new();
         let linked: HashMap<usize, usize> =
@@ -108,7 +114,18 @@ impl Emitter<'_> {
             }
         }
         let id = self.id(instance, node);
-        prompt.insert(id, json!({"inputs": inputs, "class_type": node.class, "_meta": {"title": node.title}}));
+        let entry = json!({"inputs": inputs, "class_type": node.class, "_meta": {"title": node.title}});
+        if prompt.insert(id, entry).is_some() {
+            let message = "has the id of another node, counted with the subgraphs around it".to_owned();
+            self.report(
+                instance,
+                node,
+                Code::DoubledId,
+                None,
+                message,
+                "open the workflow in ComfyUI and save it again",
+            );
+        }
     }
 
     fn id(&self, instance: usize, node: &Node) -> String {
@@ -247,7 +264,24 @@ impl Emitter<'_> {
         }
     }
 
+    fn unsupported(&mut self, instance: usize, node: &Node) {
+        let message = format!("{} does its work in the browser, which is not supported", node.class);
+        let hint = "remove the node in ComfyUI, or mute it, and save again";
+        self.report(instance, node, Code::UnsupportedNode, None, message, hint);
+    }
+
     fn unknown(&mut self, instance: usize, node: &Node) {
+        if node.slots.is_empty() && node.outputs.is_empty() {
+            let message = format!("the class {} is not among the node definitions; it was left out", node.class);
+            self.warn(instance, node, Code::LeftOut, message, "nothing is linked to it, as with labels");
+            return;
+        }
+        if is_uuid(&node.class) {
+            let message = "is a subgraph that the file does not hold".to_owned();
+            let hint = "open the workflow in ComfyUI and save it again";
+            self.report(instance, node, Code::MissingNodeType, None, message, hint);
+            return;
+        }
         let message = format!("the class {} is not among the node definitions", node.class);
         let hint = "install the pack that brings it, or mute the node in ComfyUI and save again";
         self.report(instance, node, Code::MissingNodeType, None, message, hint);
@@ -265,8 +299,17 @@ impl Emitter<'_> {
                 let hint = "open the workflow in ComfyUI, link the input anew and save";
                 self.report(instance, node, Code::MissingLinkSource, Some(input), message, hint);
             }
-            // That node is reported itself.
-            Broken::Unknown(..) => {}
+            Broken::Name(name) => {
+                let message = format!("{input} takes up what is called \"{name}\", and no node gives that name");
+                let hint = "look for the node that sets it, here or in the graphs around";
+                self.report(instance, node, Code::UnknownName, Some(input), message, hint);
+            }
+            Broken::Reported => {}
         }
     }
+}
+
+/// Whether a class is named as subgraphs are.
+fn is_uuid(class: &str) -> bool {
+    class.len() == 36 && class.chars().all(|c| c == '-' || c.is_ascii_hexdigit())
 }

@@ -43,8 +43,10 @@ pub(super) enum Broken {
     Circle,
     /// It starts at a node that is not in the file.
     Missing(String),
-    /// It comes from a node of a class that nobody knows: its instance and place.
-    Unknown(usize, usize),
+    /// It comes from a node that is reported for itself.
+    Reported,
+    /// It is taken up by a name that nobody gives.
+    Name(String),
 }
 
 /// Where the search has come to.
@@ -142,9 +144,28 @@ impl<'a> Links<'a> {
             }
             (_, Kind::Class) => Ok(Step::End(End::Output(instance, place, slot))),
             (_, Kind::Subgraph(_)) => self.into_subgraph(instance, place, slot, wanted),
-            (_, Kind::Virtual(Virtual::Reroute)) => Ok(Step::To(At::Input(instance, place, 0, Some(wanted)))),
-            (_, Kind::Virtual(_)) => Ok(NOTHING),
-            (_, Kind::Unknown) => Err(Broken::Unknown(instance, place)),
+            (_, Kind::Virtual(Virtual::Reroute | Virtual::Set(_))) => {
+                Ok(Step::To(At::Input(instance, place, 0, Some(wanted))))
+            }
+            (_, Kind::Virtual(Virtual::Get(name))) => {
+                let (instance, setter) = self.setter(instance, name).ok_or_else(|| Broken::Name(name.clone()))?;
+                Ok(Step::To(At::Input(instance, setter, 0, Some(wanted))))
+            }
+            (_, Kind::Virtual(Virtual::Decoration | Virtual::Primitive)) => Ok(NOTHING),
+            (_, Kind::Virtual(Virtual::Unsupported) | Kind::Unknown) => Err(Broken::Reported),
+        }
+    }
+
+    /// The node that gives a link a name, in the same graph or one around it, whatever its mode.
+    fn setter(&self, mut instance: usize, name: &str) -> Option<(usize, usize)> {
+        loop {
+            let nodes = &self.graphs[self.instances[instance].graph].nodes;
+            self.steps.set(self.steps.get().saturating_add(nodes.len()));
+            let gives = |node: &Node| matches!(&node.kind, Kind::Virtual(Virtual::Set(given)) if given == name);
+            if let Some(place) = nodes.iter().position(gives) {
+                return Some((instance, place));
+            }
+            (instance, _) = self.instances[instance].parent?;
         }
     }
 

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 
 use indexmap::IndexMap;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     added,
     definition::{InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
     finding::{Code, Finding, Severity},
     ui::{self, Link, Mode, Origin, Port, Workflow},
-    virtual_nodes::Virtual,
+    virtual_nodes::{Virtual, use_everywhere},
     widgets::{Layout, Widget},
 };
 
@@ -44,8 +44,11 @@ pub(super) struct Node {
     pub(super) reference_name: String,
     /// A subgraph's widgets that were brought out one by one: inner node and widget.
     pub(super) proxies: Vec<(String, String)>,
+    pub(super) properties: Map<String, Value>,
     pub(super) unknown_choice: Option<(String, Value)>,
     pub(super) missing_values: usize,
+    /// How many saved values that say something are left over, on nodes of packs.
+    pub(super) extra_values: usize,
 }
 
 impl Node {
@@ -108,20 +111,27 @@ pub(super) enum Source {
     Missing(String),
 }
 
-/// Loads the root and all subgraphs.
-pub(super) fn load(workflow: &Workflow, definitions: &NodeDefinitions) -> Vec<Graph> {
+/// Loads the root and all subgraphs; says what it found wrong with them.
+pub(super) fn load(workflow: &Workflow, definitions: &NodeDefinitions, findings: &mut Vec<Finding>) -> Vec<Graph> {
     let subgraphs: HashMap<&str, usize> =
         workflow.subgraphs.keys().enumerate().map(|(at, id)| (id.as_str(), at + 1)).collect();
     let graphs = std::iter::once(&workflow.root).chain(workflow.subgraphs.values());
     graphs
         .map(|graph| {
             let loader = Loader { workflow, graph, definitions, subgraphs: &subgraphs };
-            Graph {
+            let mut loaded = Graph {
                 nodes: graph.nodes.values().map(|node| loader.node(node)).collect(),
                 places: graph.nodes.keys().enumerate().map(|(at, id)| (id.clone(), at)).collect(),
                 inputs: graph.inputs.clone(),
                 outputs: graph.into_outputs.iter().map(|(slot, link)| (*slot, loader.source(link))).collect(),
+            };
+            for node in graph.doubled.iter().filter_map(|id| loaded.nodes.get(*loaded.places.get(id)?)) {
+                let found =
+                    node.finding(Severity::Error, Code::DoubledId, "", "has the id of another node in the file");
+                findings.push(found.with_hint("open the workflow in ComfyUI and save it again"));
             }
+            use_everywhere::link(&mut loaded, graph, findings);
+            loaded
         })
         .collect()
 }
@@ -152,8 +162,10 @@ impl Loader<'_> {
             values: node.listed_values().to_vec(),
             reference_name: node.property("Node name for S&R").unwrap_or(&node.class).to_owned(),
             proxies: proxies(node),
+            properties: node.properties.clone(),
             unknown_choice: None,
             missing_values: 0,
+            extra_values: 0,
             kind,
         };
         let mut listed = self.listed(node);
@@ -222,6 +234,9 @@ fn class_slots(loaded: &mut Node, node: &ui::Node, definition: &NodeDefinition, 
     loaded.widgets = layout.widgets;
     loaded.unknown_choice = layout.unknown_choice;
     loaded.missing_values = if node.values.is_some() { layout.missing_values } else { 0 };
+    let left_over = node.listed_values().iter().skip(layout.saved.len());
+    let says_something = |value: &&Value| !matches!(value, Value::Null) && value.as_str() != Some("");
+    loaded.extra_values = if definition.is_core { 0 } else { left_over.filter(says_something).count() };
     for (at, output) in definition.outputs.iter().enumerate() {
         match loaded.outputs.get_mut(at) {
             // What it gives depends on what it gets; the file knows what that was.
@@ -230,7 +245,7 @@ fn class_slots(loaded: &mut Node, node: &ui::Node, definition: &NodeDefinition, 
             None => loaded.outputs.push(if output == "COMFY_MATCHTYPE_V3" { "*".into() } else { output.clone() }),
         }
     }
-    added::to_core_node(loaded, &node.class, definition);
+    added::add(loaded, definition);
 }
 
 /// Puts the input that a definition names at the next place, with the link that the file has for that name.

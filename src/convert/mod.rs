@@ -116,9 +116,10 @@ pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> 
     }
     renumber::renumber(&mut workflow);
     group_node::into_subgraphs(&mut workflow, definitions)?;
-    let graphs = loaded::load(&workflow, definitions);
+    let mut findings = Vec::new();
+    let graphs = loaded::load(&workflow, definitions, &mut findings);
     let instances = expand::expand(&graphs)?;
-    let (prompt, findings) = emit::emit(&links::Links::new(&graphs, &instances), options);
+    let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings);
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(ConvertError::Refused(findings));
     }

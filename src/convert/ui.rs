@@ -44,6 +44,10 @@ pub(super) struct Graph {
     pub(super) inputs: Vec<Port>,
     /// A subgraph's outputs.
     pub(super) outputs: Vec<Port>,
+    /// The links that Use Everywhere has written down.
+    pub(super) broadcasts: Option<Vec<Value>>,
+    /// Ids that more than one node has.
+    pub(super) doubled: Vec<String>,
 }
 
 /// A subgraph's input or output.
@@ -131,9 +135,14 @@ impl Workflow {
 
 impl Graph {
     fn read(raw: &Value) -> Self {
-        let nodes = items(raw.get("nodes")).filter_map(Node::read).map(|node| (node.id.clone(), node)).collect();
         let ports = |key| items(raw.get(key)).map(Port::read).collect();
-        let mut graph = Self { nodes, inputs: ports("inputs"), outputs: ports("outputs"), ..Self::default() };
+        let broadcasts = raw.get("extra").and_then(|extra| extra.get("ue_links")).and_then(Value::as_array).cloned();
+        let mut graph = Self { inputs: ports("inputs"), outputs: ports("outputs"), broadcasts, ..Self::default() };
+        for node in items(raw.get("nodes")).filter_map(Node::read) {
+            if let Some(before) = graph.nodes.insert(node.id.clone(), node) {
+                graph.doubled.push(before.id);
+            }
+        }
         for (order, link) in items(raw.get("links")).enumerate() {
             graph.add_link(order, link);
         }

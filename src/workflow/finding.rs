@@ -41,6 +41,12 @@ pub enum Code {
     RandomChoice,
     /// A node without sockets and without definition was left out.
     LeftOut,
+    /// Two nodes of a graph have the same id.
+    DoubledId,
+    /// A pack's node has more saved values than its definition tells of.
+    ExtraValues,
+    /// A name by which a link is taken up, that no node gives.
+    UnknownName,
     /// A broadcast reaches an input from several nodes.
     AmbiguousBroadcast,
 }
@@ -60,6 +66,9 @@ impl Code {
             Self::MissingValues => "missing_values",
             Self::RandomChoice => "random_choice",
             Self::LeftOut => "left_out",
+            Self::DoubledId => "doubled_id",
+            Self::ExtraValues => "extra_values",
+            Self::UnknownName => "unknown_name",
             Self::AmbiguousBroadcast => "ambiguous_broadcast",
         }
     }
