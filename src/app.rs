@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     http,
     runner::Runner,
     ssh::{Pool, SshError},
@@ -25,6 +25,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 /// Why the service could not start.
 #[derive(Debug, Error)]
 pub enum StartError {
+    /// The settings do not go together.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The address is taken or not ours.
     #[error("cannot listen on {address}: {source}")]
     Bind {
@@ -63,10 +66,11 @@ impl Service {
     /// Says in one sentence what can't be used.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         raise_descriptor_limit();
+        let roots = config.file_roots()?;
         let address = config.server.bind;
         let listener = TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
-        let pool = Pool::new(config.ssh())?;
+        let pool = Pool::new(config.ssh(&roots))?;
         let stop_writer = CancellationToken::new();
         let Opened { store, warnings, writer } = Store::open(config.store(), stop_writer.clone()).await?;
         for warning in warnings {
@@ -78,7 +82,7 @@ impl Service {
                 "the state file lies in /tmp, which a reboot may empty; set [state] file to keep it elsewhere"
             );
         }
-        let runner = Runner::start(store.clone(), pool, config.runner());
+        let runner = Runner::start(store.clone(), pool, config.runner(&roots));
         let stop_server = CancellationToken::new();
         let router = http::router(runner.clone(), store, config.http());
         let server = tokio::spawn(http::serve(listener, router, stop_server.clone()));

@@ -27,6 +27,7 @@ pub mod comfy;
 pub mod config;
 #[cfg(feature = "sandbox")]
 pub mod demo;
+pub mod files;
 mod home;
 pub mod http;
 mod json;

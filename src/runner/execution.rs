@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, TunnelOutcome,
+    allowance::Allowance,
     ear::Ear,
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
@@ -60,6 +61,8 @@ pub(super) struct Execution {
     pub(super) good_looks: AtomicU64,
     /// Outputs on their way here.
     pub(super) parts: Parts,
+    /// How much may still come.
+    pub(super) allowance: Allowance,
 }
 
 /// Whether the outputs of a run are all here.
