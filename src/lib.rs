@@ -12,6 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
+//!  files                  local files by paths that others choose
 //!  json, home             two small things that several parts need
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest

@@ -133,3 +133,45 @@ fn umask() -> Option<u32> {
     let digits = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
     u32::from_str_radix(digits.trim(), 8).ok()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::make(&place.path().join("a/b"), &Roots::anywhere()).unwrap();
+        (place, folder)
+    }
+
+    #[test]
+    fn links_and_second_names_are_not_written_through() {
+        let (place, folder) = folder();
+        let precious = place.path().join("precious");
+        std::fs::write(&precious, "x").unwrap();
+        symlink(&precious, place.path().join("a/b/link")).unwrap();
+        std::fs::hard_link(&precious, place.path().join("a/b/hard")).unwrap();
+        for name in ["link", "hard"] {
+            folder.file(OsStr::new(name), OFlags::CREATE).unwrap_err();
+        }
+        folder.read(OsStr::new("link")).unwrap_err();
+    }
+
+    #[test]
+    fn an_open_folder_stays_the_same_when_its_path_leads_elsewhere() {
+        let (place, folder) = folder();
+        let moved = place.path().join("moved");
+        std::fs::rename(place.path().join("a"), &moved).unwrap();
+        symlink("/nowhere", place.path().join("a")).unwrap();
+        folder.file(OsStr::new("one"), OFlags::CREATE).unwrap();
+        folder.check_writable().unwrap();
+        folder.rename(OsStr::new("one"), OsStr::new("two")).unwrap();
+        folder.file(OsStr::new("one"), OFlags::CREATE).unwrap();
+        let taken = folder.rename(OsStr::new("one"), OsStr::new("two")).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert!(moved.join("b/two").is_file());
+    }
+}

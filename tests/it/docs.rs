@@ -70,8 +70,8 @@ fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
 
 #[test]
 fn the_readme_links_to_what_is_there() {
-    let pages =
-        ["API", "ARCHITECTURE", "FAULTS", "GUARANTEES", "OPERATIONS", "SOAK"].map(|page| format!("docs/{page}.md"));
+    let pages = ["API", "ARCHITECTURE", "FAULTS", "GUARANTEES", "OPERATIONS", "SECURITY", "SOAK"]
+        .map(|page| format!("docs/{page}.md"));
     for document in pages.iter().map(String::as_str).chain(["README.md"]) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();
         for link in read(document).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
@@ -101,8 +101,7 @@ fn every_listed_mechanism_and_its_test_are_there() {
     let list: toml::Table = read("tests/mutants/list.toml").parse().unwrap();
     let mutants = list["mutant"].as_array().unwrap();
     assert!(mutants.len() >= 10, "{}", mutants.len());
-    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
-    let tests = String::from_utf8(tests.stdout).unwrap();
+    let tests = all_tests();
     for mutant in mutants {
         let text = |key: &str| mutant[key].as_str().unwrap_or_else(|| panic!("no {key} in {mutant}"));
         let times = read(text("file")).matches(text("line")).count();
@@ -110,7 +109,7 @@ fn every_listed_mechanism_and_its_test_are_there() {
         assert_ne!(text("line"), text("becomes"), "{}", text("mechanism"));
         let known = match mutant.get("unit") {
             Some(_) => unit_test_exists(text("file"), text("test")),
-            None => tests.lines().any(|line| line == format!("{}: test", text("test"))),
+            None => tests.iter().any(|test| test == text("test")),
         };
         assert!(known, "{}: there is no test {}", text("mechanism"), text("test"));
     }
@@ -128,12 +127,31 @@ fn unit_test_exists(file: &str, test: &str) -> bool {
 
 #[test]
 fn every_test_that_shows_a_guarantee_is_there() {
-    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
-    let tests = String::from_utf8(tests.stdout).unwrap();
-    let document = read("docs/GUARANTEES.md");
-    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
-    assert!(named.len() > 40, "{}", named.len());
-    for name in named.into_iter().filter(|name| *name != "faults::comfyui") {
-        assert!(tests.lines().any(|line| line == format!("{name}: test")), "there is no test {name}");
+    assert!(tests_named_in("docs/GUARANTEES.md") > 40);
+}
+
+#[test]
+fn every_test_that_holds_off_a_threat_is_there_and_every_attack_is_documented() {
+    assert!(tests_named_in("docs/SECURITY.md") > 20);
+    let document = read("docs/SECURITY.md");
+    for test in all_tests().into_iter().filter(|test| test.starts_with("security::")) {
+        assert!(document.contains(&format!("`{test}`")), "{test} is not in docs/SECURITY.md");
     }
+}
+
+/// How many tests a document names, all of which must be there.
+fn tests_named_in(document: &str) -> usize {
+    let (tests, text) = (all_tests(), read(document));
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
+    for name in named.iter().filter(|name| **name != "faults::comfyui") {
+        assert!(tests.iter().any(|test| test == name), "{document}: there is no test {name}");
+    }
+    named.len()
+}
+
+/// The names of the tests of this binary.
+fn all_tests() -> Vec<String> {
+    let listed = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
 }

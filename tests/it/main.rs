@@ -25,6 +25,7 @@ mod openssh;
 mod phases;
 mod repeats;
 mod sandbox_stage;
+mod security;
 mod start;
 mod state_disk;
 mod state_fixtures;

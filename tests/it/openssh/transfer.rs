@@ -116,7 +116,7 @@ async fn nothing_is_ever_overwritten_and_failures_are_told_apart() {
 
     let error = within(transfer.upload(opened(&place.path("one")), &path("missing/one"), 0)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
-    let error = within(transfer.upload(opened(place.folder.path()), &path("three"), 0)).await.unwrap_err();
+    let error = within(transfer.upload(opened(place.folder.path()), &path("folder"), 0)).await.unwrap_err();
     assert!(
         matches!(&error, TransferError::Local { source, .. } if source.kind() == ErrorKind::IsADirectory),
         "{error:?}"
