@@ -13,6 +13,7 @@ pub mod inputs;
 pub mod node;
 pub mod output;
 pub mod request;
+pub mod secrets;
 pub mod state;
 
 pub use connection::{Connection, ConnectionState};
@@ -23,4 +24,5 @@ pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::{Idempotency, Request};
+pub use secrets::Secrets;
 pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -32,6 +32,9 @@ async fn planted_secrets_are_in_no_log_state_answer_or_command_line() {
         graph["1"]["inputs"]["api_key"] = API_KEY.into();
         graph["1"]["inputs"]["text"] = PROMPT.into();
     }
+    // As a node does that tells which key was not accepted.
+    bad["3"]["inputs"]["message"] = format!("401 for the key {API_KEY}").into();
+    bad["3"]["inputs"]["api_key"] = API_KEY.into();
     let client = stage.service.client();
     let mut answers = Vec::new();
     for (graph, end) in [(good, "completed"), (bad, "failed")] {
@@ -39,7 +42,10 @@ async fn planted_secrets_are_in_no_log_state_answer_or_command_line() {
         let own = text(&stage.sandbox.client_key());
         request["ssh_connection"] = request["ssh_connection"].as_str().unwrap().replace(&own, &text(&key)).into();
         let id = client.accepted(&request).await;
-        client.wait_for_status(&id, end, PATIENCE).await;
+        let ended = client.wait_for_status(&id, end, PATIENCE).await;
+        if end == "failed" {
+            assert_eq!(ended["error_message"], "Node execution failed: 401 for the key [hidden]");
+        }
         for path in ["progress", "outputs", "active"] {
             answers.push(client.get(&format!("/comfyui/workflow/{id}/{path}")).await.1);
         }
