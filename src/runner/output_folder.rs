@@ -89,6 +89,9 @@ impl Place {
     pub(super) fn make_folder(&self, roots: &Roots) -> Result<Folder, StoreFileError> {
         Folder::make(&self.folder, roots).map_err(|error| match error {
             PathError::Io(error) => StoreFileError::io("create", &self.folder)(error),
+            PathError::NotAFolder { .. } => {
+                StoreFileError::io("create", &self.folder)(io::ErrorKind::NotADirectory.into())
+            }
             cause => StoreFileError::Refused { path: self.folder.clone(), cause },
         })
     }

@@ -238,7 +238,10 @@ mod tests {
         assert_eq!(Part::sha256_of(part.reader().unwrap()).unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
         let path = part.keep().unwrap();
         assert_eq!((path.as_path(), count(folder.path())), (folder.path().join("sub/a.png").as_path(), 1));
-        assert_eq!(fs::read_to_string(path).unwrap(), "1234567");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1234567");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        fs::write(folder.path().join("new"), "").unwrap();
+        assert_eq!(mode(&path), mode(&folder.path().join("new")), "as any new file of the user");
     }
 
     #[test]

@@ -2,13 +2,18 @@
 
 use std::fs;
 
+use comfy_remote::ssh::{Options, Pool, Target};
 use serde_json::json;
 
 use super::refusal;
 use crate::{
     graphs::{slow, tag},
-    sandbox_stage::Stage,
-    support::service::Service,
+    sandbox_stage::{PATIENCE, Stage},
+    support::{
+        self, eventually,
+        service::Service,
+        sshd::{Sshd, SshdOptions},
+    },
 };
 
 fn patterns(texts: &[&str]) -> toml::Value {
@@ -49,15 +54,34 @@ async fn a_box_that_is_no_longer_allowed_is_not_reached_after_a_restart() {
     let mut stage = Stage::with_settings(&[("ssh.allowed_hosts", patterns(&["127.0.0.1"]))]).await;
     let held = stage.sandbox.faults().hold_before("3");
     let id = stage.start(&slow(&tag(), 1, 1)).await;
-    crate::support::eventually("the run to come to its last node", async || held.is_reached().then_some(())).await;
+    eventually("the run to come to its last node", async || held.is_reached().then_some(())).await;
     stage.service.kill();
     stage.service.configure(&[("ssh.allowed_hosts", patterns(&["*.good.net"]))]);
     stage.service.launch();
     let said = "is not among the hosts that [ssh] allowed_hosts allows";
     let client = stage.service.client();
     client
-        .wait_for(&id, "the refusal to show", crate::sandbox_stage::PATIENCE, |progress| {
+        .wait_for(&id, "the refusal to show", PATIENCE, |progress| {
             progress["connection"]["cause"].as_str().is_some_and(|cause| cause.contains(said))
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_agent_nor_display_is_forwarded_whatever_the_configuration_file_says() {
+    if !Sshd::available() {
+        support::skip("sshd", "no OpenSSH server is installed");
+        return;
+    }
+    let sshd = Sshd::start(SshdOptions { extra: vec!["LogLevel DEBUG1".to_owned()], ..SshdOptions::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    fs::write(&config, "Host *\nForwardAgent yes\nForwardX11 yes\nRemoteForward 1 127.0.0.1:1\n").unwrap();
+    let options = Options { known_hosts: sshd.known_hosts(), config_file: Some(config), ..Options::default() };
+    let session = Pool::new(options).unwrap().connect(&Target::parse(&sshd.connection()).unwrap()).await.unwrap();
+    session.transfer().await.unwrap();
+    eventually("sshd to tell of a request", async || sshd.log().contains("request subsystem").then_some(())).await;
+    for request in ["auth-agent-req", "x11-req", "tcpip-forward"] {
+        assert!(!sshd.log().contains(request), "{request}: {}", sshd.log());
+    }
 }

@@ -1,13 +1,8 @@
 //! Paths in requests: what lies outside of the configured folders is neither read nor written, nor told of.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{fs, os::unix::fs::symlink, path::Path};
 
-use comfy_remote::config::Config;
+use comfy_remote::{app::Service, config::Config};
 use serde_json::json;
 
 use super::{Confined, text};
@@ -158,27 +153,22 @@ async fn an_image_that_becomes_a_link_before_its_upload_is_not_sent() {
     assert!(!confined.stage.sandbox.input_dir().join("picture.png").exists());
 }
 
-#[test]
-fn a_service_that_others_can_reach_does_not_start_without_roots() {
+#[tokio::test]
+async fn a_service_that_others_can_reach_does_not_start_without_roots() {
     let folder = tempfile::tempdir().unwrap();
-    let root = format!("[{:?}]", folder.path());
-    for (bind, roots) in [("0.0.0.0:0", &[][..]), ("[::]:0", &["READ_ROOTS"]), ("192.0.2.1:0", &["WRITE_ROOTS"])] {
-        let ended = Command::new(env!("CARGO_BIN_EXE_comfy-remote"))
-            .args(["--bind", bind])
-            .envs(roots.iter().map(|key| (format!("COMFY_REMOTE_FILES__{key}"), &root)))
-            .env("COMFY_REMOTE_STATE__FILE", "state.json")
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(1), "{said}");
-        assert!(said.contains("[files] read_roots and write_roots") && said.trim_end().lines().count() == 1, "{said}");
-    }
     let mut config = Config::defaults().unwrap();
-    config.server.bind = "0.0.0.0:0".parse().unwrap();
-    config.files.read_roots = Some(vec![folder.path().to_owned()]);
-    config.files.write_roots = Some(vec![folder.path().to_owned()]);
+    config.state.file = folder.path().join("state.json");
+    let root = || Some(vec![folder.path().to_owned()]);
+    for (bind, read_roots, write_roots) in
+        [("0.0.0.0:0", None, None), ("[::]:0", root(), None), ("192.0.2.1:0", None, root())]
+    {
+        config.server.bind = bind.parse().unwrap();
+        (config.files.read_roots, config.files.write_roots) = (read_roots, write_roots);
+        let said = config.file_roots().unwrap_err().to_string();
+        assert!(said.contains(bind) && said.contains("[files] read_roots and write_roots"), "{said}");
+        assert!(Service::start(&config).await.is_err());
+    }
+    (config.files.read_roots, config.files.write_roots) = (root(), root());
     config.file_roots().unwrap();
     config.files.write_roots = Some(vec![folder.path().join("missing")]);
     let said = config.file_roots().unwrap_err().to_string();
