@@ -12,6 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
+//!  files                  local files by paths that others choose
 //!  json, home             two small things that several parts need
 //!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only
 //!
@@ -28,6 +29,7 @@ pub mod comfy;
 pub mod config;
 #[cfg(feature = "sandbox")]
 pub mod demo;
+pub mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod home;

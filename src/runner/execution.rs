@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Options, TunnelOutcome,
+    allowance::Allowance,
     ear::Ear,
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
@@ -34,7 +35,7 @@ use crate::{
     comfy::{ComfyError, Definitions},
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
-    workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
+    workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Secrets, Submission, WorkflowId, WorkflowState},
 };
 
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
@@ -60,6 +61,8 @@ pub(super) struct Execution {
     pub(super) good_looks: AtomicU64,
     /// Outputs on their way here.
     pub(super) parts: Parts,
+    /// How much may still come.
+    pub(super) allowance: Allowance,
 }
 
 /// Whether the outputs of a run are all here.
@@ -142,18 +145,27 @@ impl Execution {
                 patience = Patience::new();
             }
             match error {
-                StepError::Fatal(failure) => return Err(failure),
+                StepError::Fatal(failure) => return Err(self.without_secrets(failure).await),
                 StepError::LinkLost(failure) => {
                     drop(link);
                     link = self.reconnect(failure, &mut patience).await?;
                 }
                 StepError::Trouble(failure) => {
+                    let failure = self.without_secrets(failure).await;
                     tracing::info!(message = failure.message, "trying again");
                     if !patience.pause(self.options.unreachable_before_submit).await {
                         return Err(failure);
                     }
                 }
             }
+        }
+    }
+
+    /// A failure as it may be told and kept: nodes and refusals quote inputs.
+    async fn without_secrets(&self, failure: Failure) -> Failure {
+        match self.store.graph(&self.id).await {
+            Ok(graph) => Secrets::of(&graph).hide_in(failure),
+            Err(_) => failure,
         }
     }
 

@@ -8,7 +8,6 @@
 use std::{
     fmt,
     io::{self, SeekFrom},
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,6 +21,7 @@ use russh_sftp::{
 };
 use sha2::{Digest, Sha256};
 use tokio::{
+    fs::File as LocalFile,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
     sync::OwnedSemaphorePermit,
     time::timeout,
@@ -95,16 +95,15 @@ impl Transfer {
         }
     }
 
-    /// Copies a local file to a file on the box and returns the size that it has then. The box confirms every byte.
+    /// Copies a local file, from its beginning, to a file on the box and returns the size that it has then. The box confirms every byte.
     ///
     /// With 0 for `from` the file is new; otherwise the first `from` bytes are there already, and the rest is written
     /// behind them. Whatever was written when it fails, or when the future is dropped, stays.
     ///
     /// # Errors
     /// [`TransferError::AlreadyExists`] if there is such a file and it should be new; see there for the others.
-    pub async fn upload(&self, local: &Path, remote: &str, from: u64) -> Result<u64, TransferError> {
-        let reading = |source| TransferError::Local { what: format!("could not read {}", local.display()), source };
-        let mut source = tokio::fs::File::open(local).await.map_err(reading)?;
+    pub async fn upload(&self, mut source: LocalFile, remote: &str, from: u64) -> Result<u64, TransferError> {
+        let reading = |source| TransferError::Local { what: format!("could not read what goes to {remote}"), source };
         source.set_max_buf_size(CHUNK);
         source.seek(SeekFrom::Start(from)).await.map_err(reading)?;
         let mut target = self.open_for_writing(remote, from).await?;

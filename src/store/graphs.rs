@@ -165,7 +165,7 @@ fn make_private(folder: &Path) -> Result<(), StoreError> {
         found => found.map_err(StoreError::io("read", folder))?,
     };
     if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-        return Err(StoreError::Foreign { path: folder.to_owned(), expected: "folder" });
+        return Err(StoreError::Foreign { path: folder.to_owned(), expected: "a folder of this user" });
     }
     if meta.mode() & 0o077 != 0 {
         fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(StoreError::io("protect", folder))?;

@@ -16,6 +16,7 @@ pub mod inputs;
 pub mod node;
 pub mod output;
 pub mod request;
+pub mod secrets;
 pub mod state;
 
 pub use caller::Caller;
@@ -27,4 +28,5 @@ pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::{Idempotency, Request};
+pub use secrets::Secrets;
 pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -9,18 +9,19 @@ use std::{
 /// Each part, the other parts that it may name, and the crates that it must not.
 const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("files", &[], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
-    ("ssh", &["home"], &["axum", "reqwest", "tokio_tungstenite"]),
+    ("ssh", &["home", "files"], &["axum", "reqwest", "tokio_tungstenite"]),
     ("comfy", &["workflow", "json"], &["axum", "russh"]),
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
     (
         "runner",
-        &["home", "workflow", "ssh", "comfy", "store"],
+        &["home", "files", "workflow", "ssh", "comfy", "store"],
         &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"],
     ),
     ("http", &["workflow", "store", "runner"], &["reqwest", "russh", "tokio_tungstenite"]),
-    ("config", &["home", "ssh", "store", "runner", "http"], &["axum", "russh"]),
+    ("config", &["home", "files", "ssh", "store", "runner", "http"], &["axum", "russh"]),
     ("telemetry", &["home", "config"], &["axum", "russh"]),
     ("app", &["config", "ssh", "store", "runner", "http"], &["russh", "reqwest"]),
     ("demo", &["app", "config", "sandbox", "telemetry"], &["russh", "axum"]),
