@@ -12,7 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
-//!  json, home             two small things that several parts need
+//!  json, text, home       small things that several parts need
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest
 //! ```
@@ -36,4 +36,5 @@ pub mod sandbox;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
+mod text;
 pub mod workflow;

@@ -11,8 +11,9 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
-    ("ssh", &["home"], &["axum", "reqwest", "tokio_tungstenite"]),
-    ("comfy", &["workflow", "json"], &["axum", "russh"]),
+    ("text", &[], &["tokio", "tracing"]),
+    ("ssh", &["home", "text"], &["axum", "reqwest", "tokio_tungstenite"]),
+    ("comfy", &["workflow", "json", "text"], &["axum", "russh"]),
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
     (
         "runner",
