@@ -3,5 +3,13 @@
 mod browser;
 mod clients;
 mod crowd;
+mod hostile_box;
+mod hostile_names;
+mod hostile_sftp;
+mod hostile_socket;
+mod hostile_ssh;
+mod impostor;
 mod network;
 mod random_requests;
+mod rogue;
+mod siege;
