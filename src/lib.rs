@@ -13,7 +13,7 @@
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
 //!  files                  local files by paths that others choose
-//!  json, home             two small things that several parts need
+//!  json, text, home       small things that several parts need
 //!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest
@@ -41,4 +41,5 @@ pub mod sandbox;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
+mod text;
 pub mod workflow;

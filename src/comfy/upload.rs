@@ -23,7 +23,6 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 
 use super::{
-    answer::Answer,
     client::{Client, MAX_JSON_BYTES, text_of},
     error::ComfyError,
 };
@@ -60,7 +59,7 @@ impl Client {
         let request = self.request(Method::POST, "/upload/image").multipart(Form::new().part("image", part));
         let exchange = async {
             let response = request.send().await.map_err(|error| ComfyError::from_reqwest(WHAT, error))?;
-            Answer::read(WHAT, response, MAX_JSON_BYTES).await
+            self.read_whole(WHAT, response, MAX_JSON_BYTES).await
         };
         let result = tokio::select! {
             result = exchange => result,

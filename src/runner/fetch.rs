@@ -37,6 +37,9 @@ const FILE_PATIENCE: Duration = Duration::from_secs(10);
 /// The largest file that is taken.
 const MAX_FILE_BYTES: u64 = 1 << 40;
 
+/// The same for a file whose size the box does not tell.
+const MAX_UNTOLD_BYTES: u64 = 4 << 30;
+
 /// What became of one file.
 pub(super) enum Fetched {
     Stored(Stored),
@@ -106,6 +109,10 @@ impl Execution {
         let way = self.way(link, output, viewed.as_ref(), ways).await?;
         let viewed = viewed.unwrap_or_default();
         let size = way.size(&viewed);
+        if size.is_some_and(|size| size > MAX_FILE_BYTES) {
+            let cause = format!("the box says that it is larger than {}", HumanBytes(MAX_FILE_BYTES));
+            return Err(FetchError::Retry { cause, may_pass: false });
+        }
         let mut part = self.open_part(output, way.content(&viewed), size).await?;
         let share = self.allowance.share(part.length(), size)?;
         let brought = self.bring(link, output, &way, &viewed, &mut part, &share).await;
@@ -132,7 +139,10 @@ impl Execution {
     ) -> Result<Way<'w>, FetchError> {
         let reason = match ways.transfer.get_or_try_init(|| link.transfer()).await? {
             Ok(transfer) => match transfer.stat(&output.remote_path).await {
-                Ok(Some(stat)) if viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) => {
+                // What is no file may never come to an end.
+                Ok(Some(stat))
+                    if stat.is_file && viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) =>
+                {
                     return Ok(Way::Sftp(transfer, stat));
                 }
                 Ok(_) => "ComfyUI's output folder is not the one of the request; is comfyui_output_dir right?".into(),
@@ -180,7 +190,8 @@ impl Execution {
         match way {
             Way::Sftp(transfer, stat) => {
                 let (path, mut writer) = (&output.remote_path, share.measure(part.writer()?));
-                let download = transfer.download(path, from, &mut writer, MAX_FILE_BYTES);
+                // A checksum is given time by the size that the box tells, so one that proves wrong must end the wait.
+                let download = transfer.download(path, from, &mut writer, stat.size);
                 let done = try_join(download, transfer.sha256_by_box(path, stat.size)).await;
                 let (copied, by_box) = done.map_err(|error| in_transfer(error, part))?;
                 part.grew(copied);
@@ -191,7 +202,9 @@ impl Execution {
                 let mut body = link.client.view(&output.remote, from, viewed).await?;
                 part.cut_to(body.from())?;
                 let mut writer = share.measure(part.writer()?);
-                let copied = body.copy_to(&mut writer, MAX_FILE_BYTES).await.map_err(|error| in_view(error, part))?;
+                let whole = viewed.size.or(body.size()).unwrap_or(MAX_UNTOLD_BYTES);
+                let limit = whole.saturating_sub(part.length());
+                let copied = body.copy_to(&mut writer, limit).await.map_err(|error| in_view(error, part))?;
                 part.grew(copied);
                 Ok(None)
             }
@@ -295,17 +308,27 @@ fn unwritten(source: io::Error, part: &Part) -> FetchError {
     FetchError::Local(StoreFileError::io("write", &part.path())(source))
 }
 
-fn in_transfer(error: TransferError, part: &Part) -> FetchError {
+fn in_transfer(error: TransferError, part: &mut Part) -> FetchError {
     match error {
         TransferError::Local { source, .. } => unwritten(source, part),
+        TransferError::TooLarge { .. } | TransferError::TooShort { .. } => unfit(error.to_string(), part),
         error => error.into(),
     }
 }
 
-fn in_view(error: ComfyError, part: &Part) -> FetchError {
+fn in_view(error: ComfyError, part: &mut Part) -> FetchError {
     match error {
         ComfyError::Local { source, .. } => unwritten(source, part),
+        ComfyError::TooBig { .. } => unfit(error.to_string(), part),
         error => error.into(),
+    }
+}
+
+/// What has come is of another size than told: nothing can be built on it.
+fn unfit(cause: String, part: &mut Part) -> FetchError {
+    match part.cut_to(0) {
+        Ok(()) => FetchError::Retry { cause, may_pass: false },
+        Err(error) => FetchError::Local(error),
     }
 }
 

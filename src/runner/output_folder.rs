@@ -14,6 +14,7 @@ use std::{
 use indicatif::HumanBytes;
 use thiserror::Error;
 
+use super::part::is_part;
 use crate::{
     files::{Folder, PathError, Roots},
     workflow::RemoteFile,
@@ -132,6 +133,7 @@ fn safe_subfolder(subfolder: &str) -> Result<PathBuf, StoreFileError> {
 fn safe_name(name: &str) -> Result<&str, StoreFileError> {
     let harmless = !matches!(name, "" | "." | "..")
         && name.len() <= MAX_NAME_BYTES
+        && !is_part(name)
         && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'));
     if harmless { Ok(name) } else { Err(StoreFileError::Name { name: brief(name) }) }
 }
@@ -251,6 +253,8 @@ mod tests {
             ("", "a\\b"),
             ("", "a\0b"),
             ("", "a\nb"),
+            ("", ".comfyui_workflow_1_00000000-0-0.part"),
+            (".comfyui_workflow_1_00000000-0-0.part", "a"),
             ("..", "a"),
             ("a/../../b", "a"),
             ("/etc", "a"),

@@ -113,6 +113,12 @@ impl Parts {
     }
 }
 
+/// Whether a name could be that of a part. The box knows the ids of its workflows: a file of such a name would be taken
+/// for one, and removed.
+pub(super) fn is_part(name: &str) -> bool {
+    name.starts_with('.') && name.to_ascii_lowercase().ends_with(SUFFIX)
+}
+
 impl Part {
     /// Where it lies, for people.
     pub(super) fn path(&self) -> PathBuf {

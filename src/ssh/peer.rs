@@ -25,6 +25,7 @@ use super::{
     known_hosts::{self, Record, Verdict},
     route::Endpoint,
 };
+use crate::text::clip;
 
 /// What the connection's task tells the rest of us.
 #[derive(Debug, Default)]
@@ -237,7 +238,7 @@ impl client::Handler for Peer {
     async fn disconnected(&mut self, reason: client::DisconnectReason<Fault>) -> Result<(), Fault> {
         let (said, text, result) = match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
-                (true, format!("the box said: {}", info.message), Ok(()))
+                (true, format!("the box said: {}", clip(&info.message)), Ok(()))
             }
             client::DisconnectReason::Error(fault) if self.shared.leaving.load(Ordering::Relaxed) => {
                 (false, "it was closed on this side".to_owned(), Err(fault))

@@ -12,8 +12,9 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("files", &[], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
-    ("ssh", &["home", "files"], &["axum", "reqwest", "tokio_tungstenite"]),
-    ("comfy", &["workflow", "json"], &["axum", "russh"]),
+    ("text", &[], &["tokio", "tracing"]),
+    ("ssh", &["home", "files", "text"], &["axum", "reqwest", "tokio_tungstenite"]),
+    ("comfy", &["workflow", "json", "text"], &["axum", "russh"]),
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
     (
         "runner",

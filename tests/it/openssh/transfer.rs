@@ -49,6 +49,8 @@ async fn large_files_arrive_whole_in_both_directions() {
     let error = within(transfer.download(&remote, 0, &mut back, 19_999_999)).await.unwrap_err();
     assert!(matches!(error, TransferError::TooLarge { limit: 19_999_999, .. }), "{error:?}");
     assert!(back.len() <= 19_999_999);
+    let error = within(transfer.download(&remote, 0, &mut Vec::new(), 20_000_001)).await.unwrap_err();
+    assert!(matches!(error, TransferError::TooShort { size: 20_000_001, .. }), "{error:?}");
     within(transfer.remove(&remote)).await.unwrap();
     assert_eq!(within(transfer.stat(&remote)).await.unwrap(), None);
     assert!(within(transfer.free_bytes(place.folder.path().to_str().unwrap())).await.unwrap().unwrap() > 0);
@@ -71,7 +73,7 @@ async fn many_small_files_pass_side_by_side() {
             let transfer = session.transfer().await.unwrap();
             assert_eq!(transfer.upload(opened(&local), &remote, 0).await.unwrap(), content.len() as u64);
             let mut back = Vec::new();
-            transfer.download(&remote, 0, &mut back, 1 << 20).await.unwrap();
+            transfer.download(&remote, 0, &mut back, content.len() as u64).await.unwrap();
             assert_eq!(back, content);
         })
     });

@@ -7,10 +7,18 @@ mod clients;
 mod crowd;
 mod files;
 mod host_keys;
+mod hostile_box;
+mod hostile_names;
+mod hostile_sftp;
+mod hostile_socket;
+mod hostile_ssh;
+mod impostor;
 mod local_users;
 mod network;
 mod random_requests;
+mod rogue;
 mod secrets;
+mod siege;
 mod special_files;
 
 use std::path::{Path, PathBuf};
