@@ -295,7 +295,9 @@ impl Transfer {
             },
             () = self.connection.gone.cancelled() => Failure::Sftp(SftpError::IO(String::new())),
             () = stalled => Failure::Sftp(SftpError::Timeout),
-            () = sleep(LONGEST_STEP) => Failure::Sftp(SftpError::Timeout),
+            () = sleep(LONGEST_STEP) => {
+                Failure::Sftp(SftpError::IO(format!("no answer for {} s", LONGEST_STEP.as_secs())))
+            }
         };
         Err(self.explain(path, failure))
     }
