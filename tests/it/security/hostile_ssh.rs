@@ -1,11 +1,8 @@
 //! What a box's SSH server can do to the one who connects: talk without end, ask for the impossible, open ways back.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use futures_util::future::join_all;
@@ -130,7 +127,12 @@ async fn no_way_back_is_opened() {
 async fn a_restless_server_is_borne() {
     let siege = Siege::begin().await;
     let banner = "\u{1b}[2J\r\nERROR all keys are lost\n".repeat(1000);
-    let rogue = Rogue::new().restless(4096, Duration::from_millis(1)).banner(banner);
+    let rogue = Rogue::new().new_keys_each(4096).banner(banner).after_login(|handle| async move {
+        // Each wants an answer, as its signs of life would.
+        for _ in 0..1000 {
+            handle.forward_tcpip("127.0.0.1".into(), 22).await.ok();
+        }
+    });
     let done = siege.run_behind(rogue.serve().await).await;
     assert_eq!(done["status"], "completed", "{done:#}");
     siege.assert_held(&[PICTURE]);

@@ -34,7 +34,6 @@ pub(crate) struct Rogue {
     refuses: Option<MethodSet>,
     preferred: Option<Preferred>,
     limits: Option<russh::Limits>,
-    keepalive: Option<Duration>,
 }
 
 impl Rogue {
@@ -81,10 +80,10 @@ impl Rogue {
         Self { preferred: Some(preferred), ..self }
     }
 
-    /// Wants new keys after each so many bytes, and a sign of life all the time.
-    pub(crate) fn restless(self, bytes: usize, keepalive: Duration) -> Self {
+    /// Wants new keys after each so many bytes.
+    pub(crate) fn new_keys_each(self, bytes: usize) -> Self {
         let limits = russh::Limits::new(bytes, bytes, Duration::from_secs(3600));
-        Self { limits: Some(limits), keepalive: Some(keepalive), ..self }
+        Self { limits: Some(limits), ..self }
     }
 
     /// How to connect to it; it serves until the test ends.
@@ -99,8 +98,6 @@ impl Rogue {
             auth_rejection_time: Duration::ZERO,
             preferred: self.preferred.clone().unwrap_or(default.preferred.clone()),
             limits: self.limits.clone().unwrap_or(default.limits.clone()),
-            keepalive_interval: self.keepalive,
-            keepalive_max: 0,
             nodelay: true,
             inactivity_timeout: None,
             ..default
