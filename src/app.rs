@@ -69,11 +69,12 @@ impl Service {
     pub async fn start(config: &Config) -> Result<Self, StartError> {
         config.check()?;
         let http = config.http()?;
+        let roots = config.file_roots()?;
         let serve = within(config.serve(), raise_descriptor_limit());
         let address = config.server.bind;
         let listener = http::listen(address).map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr().map_err(|source| StartError::Bind { address, source })?;
-        let pool = Pool::new(config.ssh())?;
+        let pool = Pool::new(config.ssh(&roots))?;
         let stop_writer = CancellationToken::new();
         let Opened { store, warnings, writer } = Store::open(config.store(), stop_writer.clone()).await?;
         for warning in warnings {
@@ -85,7 +86,7 @@ impl Service {
                 "the state file lies in /tmp, which a reboot may empty; set [state] file to keep it elsewhere"
             );
         }
-        let runner = Runner::start(store.clone(), pool, config.runner());
+        let runner = Runner::start(store.clone(), pool, config.runner(&roots));
         let stop_server = CancellationToken::new();
         let router = http::router(runner.clone(), store, http);
         let server = tokio::spawn(http::serve(listener, router, serve, stop_server.clone()));

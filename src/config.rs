@@ -21,7 +21,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::{home::expand_home, http, runner, ssh, store};
+use crate::{files::Roots, home::expand_home, http, runner, ssh, store};
 
 /// The defaults, which also document every key.
 pub const DEFAULTS: &str = include_str!("../config.toml");
@@ -40,6 +40,7 @@ pub struct Config {
     pub server: Server,
     pub state: State,
     pub ssh: Ssh,
+    pub files: Files,
     pub defaults: Defaults,
     pub limits: Limits,
     pub log: Log,
@@ -85,6 +86,7 @@ pub struct Ssh {
     pub connect_attempts: u32,
     pub keepalive_s: u64,
     pub execute_wait_s: u64,
+    pub allowed_hosts: Option<ssh::AllowedHosts>,
     /// Read in place of `~/.ssh/config`; only programs that embed the service set it.
     #[serde(skip)]
     pub config_file: Option<PathBuf>,
@@ -98,6 +100,22 @@ pub enum HostKeys {
     AcceptNew,
     Strict,
     Off,
+}
+
+/// `[files]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config.toml documents the keys")]
+pub struct Files {
+    pub read_roots: Option<Vec<PathBuf>>,
+    pub write_roots: Option<Vec<PathBuf>>,
+}
+
+/// Where local files may lie, looked up on the disk.
+#[derive(Debug, Clone)]
+pub struct FileRoots {
+    read: Roots,
+    write: Roots,
 }
 
 /// `[defaults]`
@@ -127,6 +145,9 @@ pub struct Limits {
     pub stalled_after_s: u64,
     pub resubmit_lost: bool,
     pub min_free_bytes: u64,
+    pub workflow_file_bytes: u64,
+    pub image_bytes: u64,
+    pub download_bytes: u64,
 }
 
 /// `[log]`
@@ -213,6 +234,8 @@ impl Config {
             ("ssh.connect_timeout_s", self.ssh.connect_timeout_s),
             ("ssh.connect_attempts", u64::from(self.ssh.connect_attempts)),
             ("ssh.keepalive_s", self.ssh.keepalive_s),
+            ("limits.workflow_file_bytes", self.limits.workflow_file_bytes),
+            ("limits.image_bytes", self.limits.image_bytes),
             ("limits.stalled_after_s", self.limits.stalled_after_s),
             ("defaults.comfyui_port", u64::from(self.defaults.comfyui_port)),
             ("limits.max_running", self.limits.max_running as u64),
@@ -243,8 +266,35 @@ impl Config {
         }
     }
 
+    /// Looks up the folders of `[files]`.
+    ///
+    /// # Errors
+    /// When one is missing; and when they are not set although other machines can reach the service.
+    pub fn file_roots(&self) -> Result<FileRoots, ConfigError> {
+        let files = &self.files;
+        let bind = self.server.bind;
+        let is_confined = files.read_roots.is_some() && files.write_roots.is_some();
+        if !is_confined && !bind.ip().to_canonical().is_loopback() {
+            return Err(ConfigError(format!(
+                "other machines can reach {bind}, so [files] read_roots and write_roots must name the folders that \
+                 requests may read and write (or set [server] bind to 127.0.0.1)"
+            )));
+        }
+        let roots = |key: &str, folders: &Option<Vec<PathBuf>>| match folders {
+            None => Ok(Roots::anywhere()),
+            Some(folders) => {
+                let folders: Vec<PathBuf> = folders.iter().map(|folder| expand_home(folder)).collect();
+                Roots::within(&folders).map_err(|error| ConfigError(format!("configuration key files.{key}: {error}")))
+            }
+        };
+        Ok(FileRoots {
+            read: roots("read_roots", &files.read_roots)?,
+            write: roots("write_roots", &files.write_roots)?,
+        })
+    }
+
     /// For [`ssh::Pool::new`].
-    pub fn ssh(&self) -> ssh::Options {
+    pub fn ssh(&self, roots: &FileRoots) -> ssh::Options {
         let ssh = &self.ssh;
         ssh::Options {
             known_hosts: ssh.known_hosts.clone(),
@@ -260,11 +310,14 @@ impl Config {
             connect_attempts: ssh.connect_attempts,
             keepalive: Duration::from_secs(ssh.keepalive_s),
             config_file: ssh.config_file.clone(),
+            allowed_hosts: ssh.allowed_hosts.clone(),
+            read_roots: roots.read.clone(),
+            write_roots: roots.write.clone(),
         }
     }
 
     /// For [`runner::Runner::start`].
-    pub fn runner(&self) -> runner::Options {
+    pub fn runner(&self, roots: &FileRoots) -> runner::Options {
         runner::Options {
             execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
@@ -278,6 +331,13 @@ impl Config {
                 max_active_per_caller: NonZeroUsize::new(self.limits.client_max_active),
             },
             min_free_bytes: self.limits.min_free_bytes,
+            files: runner::FileRules {
+                read_roots: roots.read.clone(),
+                write_roots: roots.write.clone(),
+                workflow_file_bytes: self.limits.workflow_file_bytes,
+                image_bytes: self.limits.image_bytes,
+                download_bytes: self.limits.download_bytes,
+            },
             defaults: runner::Defaults {
                 comfyui_port: self.defaults.comfyui_port,
                 comfyui_input_dir: self.defaults.comfyui_input_dir.clone(),
@@ -367,6 +427,8 @@ mod tests {
     fn the_file_documents_the_optional_keys_too() {
         let config: Config = Figment::from(Toml::string(&with_optional_keys())).extract().unwrap();
         assert!(config.ssh.passphrase_file.is_some() && config.log.folder.is_some());
+        assert!(config.ssh.allowed_hosts.is_some());
+        assert!(config.files.read_roots.is_some() && config.files.write_roots.is_some());
     }
 
     #[test]

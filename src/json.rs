@@ -1,8 +1,9 @@
 //! Reading JSON that Python wrote.
 //!
 //! Python's `json.dumps` writes `NaN`, `Infinity` and `-Infinity` bare, which JSON forbids and ComfyUI does in
-//! `/object_info`, `/history` and error messages. A strict parse comes first; only if it fails are those
-//! words replaced by `null`.
+//! `/object_info`, `/history` and error messages. It also escapes half characters (lone surrogates), which stand for the
+//! bytes of file names that are no UTF-8. A strict parse comes first; only if it fails are those words replaced by
+//! `null`, and those halves by the replacement character.
 //!
 //! A value in memory takes up to a hundred times the room of its text (`[[],[],…`), so [`Bounded`] counts as it goes.
 
@@ -24,7 +25,8 @@ const FIELD_BYTES: usize = 96;
 /// The key under which serde_json hands over a number (its `arbitrary_precision`).
 const NUMBER_KEY: &str = "$serde_json::private::Number";
 
-/// Parses a document, taking bare `NaN`, `Infinity` and `-Infinity` for `null` and a leading byte-order mark for nothing.
+/// Parses a document, taking bare `NaN`, `Infinity` and `-Infinity` for `null`, half characters for U+FFFD and a leading
+/// byte-order mark for nothing.
 ///
 /// # Errors
 /// The strict parser's error when the document is not JSON even so, or would take more than about 96 MiB of memory.
@@ -40,7 +42,7 @@ pub(crate) fn parse_lenient_as<T: DeserializeOwned>(text: &[u8]) -> Result<T, se
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     match serde_json::from_slice(text) {
         Err(strict) if strict.is_syntax() => {
-            let replaced = replace_non_finite(text).ok_or(strict)?;
+            let replaced = replace_what_python_writes(text).ok_or(strict)?;
             serde_json::from_slice(&replaced)
         }
         other => other,
@@ -146,16 +148,17 @@ impl<'de> Visitor<'de> for Counted<'_> {
 }
 
 /// `None` when there was nothing to replace.
-fn replace_non_finite(text: &[u8]) -> Option<Vec<u8>> {
+fn replace_what_python_writes(text: &[u8]) -> Option<Vec<u8>> {
     const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
     let mut out = Vec::with_capacity(text.len());
     let (mut at, mut in_string, mut found) = (0, false, false);
     while at < text.len() {
         let rest = &text[at..];
         if in_string && rest[0] == b'\\' {
-            let end = rest.len().min(2);
-            out.extend_from_slice(&rest[..end]);
+            let (end, is_half) = escape(rest);
+            out.extend_from_slice(if is_half { b"\\ufffd" } else { &rest[..end] });
             at += end;
+            found |= is_half;
         } else if let Some(word) = WORDS.iter().find(|word| !in_string && rest.starts_with(word)) {
             out.extend_from_slice(b"null");
             at += word.len();
@@ -167,6 +170,19 @@ fn replace_non_finite(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     found.then_some(out)
+}
+
+/// How long the escape is with which this begins, a pair of halves being one; and whether it is a half alone.
+fn escape(text: &[u8]) -> (usize, bool) {
+    let unit = |at: usize| {
+        let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u16::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()
+    };
+    match (unit(0), unit(6)) {
+        (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => (12, false),
+        (Some(0xd800..=0xdfff), _) => (6, true),
+        _ => (text.len().min(2), false),
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +199,17 @@ mod tests {
         assert_eq!(value["b"], json!([null, null]));
         assert_eq!(value["NaN"], json!("say \"NaN\" \\"));
         assert_eq!(value["c"].to_string(), "18446744073709551615");
+    }
+
+    #[test]
+    fn half_characters_become_the_replacement_character() {
+        let text = br#"{"a\udcff.png": "\ud83d\ude00\ud83d", "b": "\\ud800\\", "c": "\udc00\ud800\udbff\udfff"}"#;
+        let expected =
+            json!({"a\u{fffd}.png": "\u{1f600}\u{fffd}", "b": "\\ud800\\", "c": "\u{fffd}\u{fffd}\u{10ffff}"});
+        assert_eq!(parse_lenient(text).expect("valid after the replacement"), expected);
+        for text in [&br#""\ud8"#[..], br#""\ud800"#, br#""\u+d80""#, br#"\ud800"#] {
+            assert!(parse_lenient(text).is_err());
+        }
     }
 
     #[test]

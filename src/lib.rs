@@ -12,7 +12,8 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
-//!  json, home             two small things that several parts need
+//!  files                  local files by paths that others choose
+//!  json, text, home       small things that several parts need
 //!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest
@@ -29,6 +30,7 @@ pub mod config;
 pub mod convert;
 #[cfg(feature = "sandbox")]
 pub mod demo;
+pub mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod home;
@@ -40,4 +42,5 @@ pub mod sandbox;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
+mod text;
 pub mod workflow;

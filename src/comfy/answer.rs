@@ -3,20 +3,18 @@
 use bytes::Bytes;
 use reqwest::{Response, StatusCode, header};
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::error::ComfyError;
-use crate::json::parse_lenient;
+use super::{
+    error::ComfyError,
+    room::{Room, Taken},
+};
+use crate::{json::parse_lenient, text::clip};
 
-/// Longest excerpt of a body in a message, in characters.
-const EXCERPT_CHARS: usize = 200;
+/// How much of a body is looked at for an excerpt.
+const EXCERPT_BYTES: usize = 1600;
 
 /// A body up to this size is nothing to be careful about.
 const SMALL_BYTES: u64 = 1 << 20;
-
-/// Larger bodies share this much memory, in MiB, whatever the number of boxes; the rest of them waits, within its
-/// deadline.
-static LARGE_BODIES: Semaphore = Semaphore::const_new(96);
 
 /// A proxy of rented boxes sets this on the page it shows while ComfyUI starts, also with status 200.
 const PLACEHOLDER_HEADER: &str = "x-portal-placeholder";
@@ -30,13 +28,18 @@ pub(super) struct Answer {
     content_type: String,
     location: String,
     is_placeholder: bool,
-    /// Its part of what large bodies share.
-    share: Option<SemaphorePermit<'static>>,
+    /// The room that a large body has.
+    room: Option<Taken>,
 }
 
 impl Answer {
-    /// Reads the body, up to `limit` bytes.
-    pub(super) async fn read(what: &'static str, mut response: Response, limit: u64) -> Result<Self, ComfyError> {
+    /// Reads the body, up to `limit` bytes. A large one waits until there is room.
+    pub(super) async fn read(
+        what: &'static str,
+        mut response: Response,
+        limit: u64,
+        room: &Room,
+    ) -> Result<Self, ComfyError> {
         let mut answer = Self::head(what, &response);
         let announced = response.content_length();
         if announced.is_some_and(|length| length > limit) {
@@ -47,9 +50,8 @@ impl Answer {
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(ComfyError::TooBig { what, limit });
             }
-            // Taken in one go, so that no two of them wait for each other with half of what they need.
-            if answer.share.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
-                answer.share = share(announced.unwrap_or(limit)).await;
+            if answer.room.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
+                answer.room = room.take(announced.unwrap_or(limit)).await;
             }
             body.extend_from_slice(&chunk);
         }
@@ -70,7 +72,7 @@ impl Answer {
             content_type: text(header::CONTENT_TYPE).to_ascii_lowercase(),
             location: text(header::LOCATION),
             is_placeholder: response.headers().contains_key(PLACEHOLDER_HEADER),
-            share: None,
+            room: None,
         }
     }
 
@@ -109,7 +111,7 @@ impl Answer {
 
     /// The error of an answer of the wrong shape.
     pub(super) fn malformed(&self, problem: impl Into<String>) -> ComfyError {
-        ComfyError::Malformed { what: self.what, problem: problem.into() }
+        ComfyError::Malformed { what: self.what, problem: clip(&problem.into()) }
     }
 
     /// What this is, for people: `an HTML page titled "Login" (HTTP 200)`.
@@ -158,7 +160,7 @@ impl Answer {
         });
         match message {
             Some(message) => clip(message),
-            None => clip(&String::from_utf8_lossy(&self.body[..self.body.len().min(8 * EXCERPT_CHARS)])),
+            None => clip(&String::from_utf8_lossy(&self.body[..self.body.len().min(EXCERPT_BYTES)])),
         }
     }
 
@@ -183,30 +185,6 @@ impl Answer {
     }
 }
 
-/// The memory for a large body, once there is enough of it.
-async fn share(bytes: u64) -> Option<SemaphorePermit<'static>> {
-    let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
-    LARGE_BODIES.acquire_many(mib).await.ok()
-}
-
-/// Text on one line, without control characters, at most [`EXCERPT_CHARS`] characters.
-pub(super) fn clip(text: &str) -> String {
-    clip_to(text, EXCERPT_CHARS)
-}
-
-/// Text on one line, without control characters, at most `chars` characters.
-pub(super) fn clip_to(text: &str, chars: usize) -> String {
-    // Bounded before anything is collected: the text can be megabytes of base64.
-    let words = text.chars().take(chars * 4).collect::<String>();
-    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut clipped: String = line.chars().filter(|c| !c.is_control()).take(chars).collect();
-    if line.chars().count() > chars {
-        clipped.pop();
-        clipped.push('…');
-    }
-    clipped
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -220,7 +198,7 @@ mod tests {
             content_type: content_type.into(),
             location: location.into(),
             is_placeholder: false,
-            share: None,
+            room: None,
         }
     }
 

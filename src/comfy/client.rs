@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, redirect};
+use reqwest::{Method, RequestBuilder, Response, redirect};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,6 +23,7 @@ use super::{
     error::ComfyError,
     history::{self, HistoryEntry},
     queue::Queue,
+    room::Room,
 };
 use crate::workflow::{PromptId, WorkflowId};
 
@@ -53,6 +54,7 @@ pub struct Client {
     http: reqwest::Client,
     base: Arc<str>,
     ids: Arc<Ids>,
+    room: Room,
 }
 
 /// What is known about the server's treatment of the ids we choose.
@@ -64,14 +66,14 @@ struct Ids {
 }
 
 impl Client {
-    /// A client that speaks over the unix socket at `path`. Nothing is said yet.
-    pub fn over_socket(path: &Path) -> Self {
-        Self::build(reqwest::Client::builder().unix_socket(path), "http://127.0.0.1")
+    /// A client that speaks over the unix socket at `path`, which leads to the box of this name. Nothing is said yet.
+    pub fn over_socket(path: &Path, name: &str) -> Self {
+        Self::build(reqwest::Client::builder().unix_socket(path), "http://127.0.0.1", name)
     }
 
     /// A client for an address such as `http://127.0.0.1:8188`.
     pub fn at(base: &str) -> Self {
-        Self::build(reqwest::Client::builder(), base)
+        Self::build(reqwest::Client::builder(), base, base)
     }
 
     /// What runs and what waits.
@@ -166,18 +168,28 @@ impl Client {
 
     async fn exchange(&self, what: &'static str, request: RequestBuilder) -> Result<Answer, ComfyError> {
         let response = request.send().await.map_err(|error| ComfyError::from_reqwest(what, error))?;
-        Answer::read(what, response, MAX_JSON_BYTES).await
+        self.read_whole(what, response, MAX_JSON_BYTES).await
+    }
+
+    /// An answer with its body, up to `limit` bytes.
+    pub(super) async fn read_whole(
+        &self,
+        what: &'static str,
+        response: Response,
+        limit: u64,
+    ) -> Result<Answer, ComfyError> {
+        Answer::read(what, response, limit, &self.room).await
     }
 
     #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]
-    fn build(builder: reqwest::ClientBuilder, base: &str) -> Self {
+    fn build(builder: reqwest::ClientBuilder, base: &str, name: &str) -> Self {
         let http = builder
             .no_proxy()
             .redirect(redirect::Policy::none())
             .pool_idle_timeout(IDLE)
             .build()
             .expect("a plain HTTP client is always buildable");
-        Self { http, base: base.trim_end_matches('/').into(), ids: Arc::default() }
+        Self { http, base: base.trim_end_matches('/').into(), ids: Arc::default(), room: Room::of(name) }
     }
 }
 

@@ -93,7 +93,7 @@ impl Client {
         if refused(&Answer::head(VIEW, &response), file).is_none() {
             return Download::begin(response, from, of);
         }
-        let answer = within(VIEW, SMALL, Answer::read(VIEW, response, MAX_ERROR_BYTES)).await?;
+        let answer = within(VIEW, SMALL, self.read_whole(VIEW, response, MAX_ERROR_BYTES)).await?;
         Err(refused(&answer, file).unwrap_or_else(|| answer.failed()))
     }
 }

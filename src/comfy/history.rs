@@ -12,7 +12,7 @@ use super::{
     client::text_of,
     node_failure::NodeFailure,
     outputs::{Budget, Reported},
-    queue::{Marker, RawEntry, id_of},
+    queue::{MAX_ID_BYTES, Marker, RawEntry, id_of},
     tolerant::{self, Parts, Tolerant},
 };
 use crate::{
@@ -213,7 +213,8 @@ fn nodes(data: &Value, key: &str) -> Vec<NodeId> {
 fn outputs(outputs: &Value, meta: &Value) -> Vec<(NodeId, NodeOutput)> {
     let (mut order, mut by_node) = (Vec::new(), HashMap::<NodeId, Reported>::new());
     let mut budget = Budget::default();
-    for (id, output) in outputs.as_object().into_iter().flatten() {
+    let reports = outputs.as_object().into_iter().flatten();
+    for (id, output) in reports.filter(|(id, _)| id.len() <= MAX_ID_BYTES) {
         let node = NodeId::from(real_id(id, meta));
         let reported = by_node.entry(node.clone()).or_insert_with(|| {
             order.push(node);
@@ -229,8 +230,9 @@ fn outputs(outputs: &Value, meta: &Value) -> Vec<(NodeId, NodeOutput)> {
 }
 
 fn real_id(id: &str, meta: &Value) -> String {
-    let named = meta.get(id).and_then(|meta| text_of(meta, "real_node_id").or_else(|| text_of(meta, "display_node")));
-    named.unwrap_or_else(|| id.to_owned())
+    let named =
+        |meta: &Value| ["real_node_id", "display_node"].into_iter().find_map(|key| meta.get(key).and_then(id_of));
+    meta.get(id).and_then(named).unwrap_or_else(|| id.to_owned())
 }
 
 #[cfg(test)]

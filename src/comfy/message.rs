@@ -11,7 +11,13 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-use super::{client::text_of, node_failure::NodeFailure, outputs, queue::id_of, socket::SocketMessage};
+use super::{
+    client::text_of,
+    node_failure::NodeFailure,
+    outputs,
+    queue::{MAX_ID_BYTES, id_of},
+    socket::SocketMessage,
+};
 use crate::{
     json::parse_lenient,
     workflow::{BoxEvent, NodeId, NodeOutput, PromptId},
@@ -189,7 +195,7 @@ impl Decoder {
         let Some(id) = data.get("node").and_then(id_of) else {
             return self.over(events);
         };
-        let node = self.node_of(&id, text_of(data, "display_node"));
+        let node = self.node_of(&id, data.get("display_node").and_then(id_of));
         if self.current.as_ref() != Some(&node) {
             self.finish_current(events);
             self.current = Some(node.clone());
@@ -219,8 +225,9 @@ impl Decoder {
     /// Every node that has begun, each time. Children count as their node running.
     fn states(&mut self, data: &Value, events: &mut Vec<BoxEvent>) {
         self.tells_states = true;
-        for (id, entry) in data.get("nodes").and_then(Value::as_object).into_iter().flatten() {
-            let real = text_of(entry, "real_node_id").or_else(|| text_of(entry, "display_node_id"));
+        let nodes = data.get("nodes").and_then(Value::as_object).into_iter().flatten();
+        for (id, entry) in nodes.filter(|(id, _)| id.len() <= MAX_ID_BYTES) {
+            let real = ["real_node_id", "display_node_id"].into_iter().find_map(|key| id_of(entry.get(key)?));
             let node = NodeId::from(real.unwrap_or_else(|| id.clone()));
             let is_child = node.as_str() != id;
             if is_child {
@@ -242,7 +249,7 @@ impl Decoder {
 
     fn executed(&mut self, data: &Value, events: &mut Vec<BoxEvent>) {
         let Some(id) = data.get("node").and_then(id_of) else { return };
-        let node = self.node_of(&id, text_of(data, "display_node"));
+        let node = self.node_of(&id, data.get("display_node").and_then(id_of));
         let output = outputs::read(data.get("output").unwrap_or(&Value::Null));
         if output != NodeOutput::default() {
             events.push(BoxEvent::NodeOutput { node: node.clone(), output });

@@ -25,6 +25,7 @@ mod outputs;
 mod probe;
 mod queue;
 mod refusal;
+mod room;
 mod server_mark;
 mod socket;
 mod submit;

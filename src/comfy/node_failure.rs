@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{answer::clip_to, client::text_of, queue::id_of};
-use crate::workflow::NodeId;
+use super::{client::text_of, queue::id_of};
+use crate::{text::clip_to, workflow::NodeId};
 
 /// Longest exception message that is kept, in bytes. ComfyUI appends tips, nodes whole tensors.
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
@@ -92,7 +92,7 @@ fn traceback_tail(traceback: &Value) -> Vec<String> {
         if bytes > MAX_TRACEBACK_BYTES {
             break;
         }
-        tail.push(line.to_owned());
+        tail.push(printable(line).collect());
     }
     tail.reverse();
     tail
@@ -100,7 +100,12 @@ fn traceback_tail(traceback: &Value) -> Vec<String> {
 
 fn bounded(text: &str) -> String {
     let end = (0..=text.len().min(MAX_MESSAGE_BYTES)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    text[..end].to_owned()
+    printable(&text[..end]).collect()
+}
+
+/// A message keeps its lines, and commands no terminal.
+fn printable(text: &str) -> impl Iterator<Item = char> {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
 }
 
 #[cfg(test)]
@@ -128,6 +133,12 @@ mod tests {
     #[test]
     fn a_closed_branch_is_no_failure() {
         assert_eq!(NodeFailure::read(&json!({"exception_type": "ExecutionBlocked", "current_inputs": []})), None);
+    }
+
+    #[test]
+    fn no_terminal_is_commanded() {
+        let failure = NodeFailure::from_sentence("a\u{1b}[2J\r\nb\tc\u{9b}\0");
+        assert_eq!(failure.exception_message, "a[2J\nb\tc");
     }
 
     #[test]

@@ -18,6 +18,14 @@ const MAX_TEXT_BYTES: usize = 64 << 10;
 /// All texts of one run together, in bytes.
 const MAX_TEXTS_BYTES: usize = 1 << 20;
 
+/// Longest name and longest path of a folder that are taken whole, in bytes. What is longer is cut, and still so long that
+/// whoever writes files refuses it.
+const MAX_NAME_BYTES: usize = 1 << 10;
+const MAX_SUBFOLDER_BYTES: usize = 8 << 10;
+
+/// Longest key that is taken for a hint at the kind of a file, in bytes. Every file under it has a copy.
+const MAX_KEY_BYTES: usize = 64;
+
 /// Deepest nesting that is looked into.
 const MAX_DEPTH: usize = 16;
 
@@ -178,7 +186,12 @@ fn remote_file(filename: &str, subfolder: &str, folder: Folder, listed_as: &str)
         subfolder = if subfolder.is_empty() { parent.to_owned() } else { format!("{subfolder}/{parent}") };
         filename = name.to_owned();
     }
-    RemoteFile { filename, subfolder, folder, listed_as: listed_as.to_owned() }
+    RemoteFile {
+        filename: cut(&filename, MAX_NAME_BYTES),
+        subfolder: cut(&subfolder, MAX_SUBFOLDER_BYTES),
+        folder,
+        listed_as: cut(listed_as, MAX_KEY_BYTES),
+    }
 }
 
 /// The beginning of a text, at most `limit` bytes; what was cut shows.
@@ -244,6 +257,17 @@ mod tests {
         assert_eq!(one("../b.png", ""), ["output:/../b.png"]);
         assert_eq!(one("/etc/passwd", ""), ["output://etc/passwd"]);
         assert_eq!(one("a b%c&d.png", "sub/ünï cödé"), ["output:sub/ünï cödé/a b%c&d.png"]);
+    }
+
+    #[test]
+    fn names_without_end_are_cut_to_what_is_refused() {
+        let long = "x/".repeat(1 << 20);
+        let key = "k".repeat(1 << 20);
+        let output = json!({&key: [{"filename": "n".repeat(1 << 20), "subfolder": long}]});
+        let file = &read(&output).files[0];
+        assert!(file.filename.len() > 255 && file.filename.len() <= MAX_NAME_BYTES);
+        assert!(file.subfolder.len() > 16 * 256 && file.subfolder.len() <= MAX_SUBFOLDER_BYTES);
+        assert!(file.listed_as.len() <= MAX_KEY_BYTES);
     }
 
     #[test]

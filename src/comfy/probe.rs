@@ -6,6 +6,7 @@ use super::{
     client::{Client, SMALL, text_of},
     error::ComfyError,
 };
+use crate::text::clip;
 
 /// What a ComfyUI says about itself. Hints: forks say what they like.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,7 +50,9 @@ impl ServerInfo {
             list.and_then(Value::as_array).into_iter().flatten().filter_map(pick).collect()
         };
         Some(Self {
-            version: text_of(system, "comfyui_version").filter(|version| version != "unknown"),
+            version: text_of(system, "comfyui_version")
+                .filter(|version| version != "unknown")
+                .map(|version| clip(&version)),
             argv: strings(system.get("argv"), |arg| arg.as_str().map(str::to_owned)),
             devices: strings(stats.get("devices"), |device| text_of(device, "name")),
             has_jobs_api: false,

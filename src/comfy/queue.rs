@@ -19,7 +19,7 @@ const MAX_ENTRIES: usize = 100_000;
 const MAX_TARGETS: usize = 100_000;
 
 /// No id that ComfyUI or its users give is longer, in bytes; what is, is no id.
-const MAX_ID_BYTES: usize = 1024;
+pub(super) const MAX_ID_BYTES: usize = 1024;
 
 /// The key under which [`Marker`] is left in `extra_data`.
 pub(super) const MARKER_KEY: &str = "comfy_remote";

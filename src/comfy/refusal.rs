@@ -7,8 +7,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{answer::clip_to, client::text_of, queue::id_of};
-use crate::workflow::NodeId;
+use super::{client::text_of, queue::id_of};
+use crate::{text::clip_to, workflow::NodeId};
 
 /// Most findings that are kept.
 const MAX_FINDINGS: usize = 1000;
@@ -159,7 +159,8 @@ impl Finding {
             .map(|title| clip_to(&title, 80))
             .filter(|title| !title.is_empty() && Some(title) != class_type.as_ref());
         let empty = String::new;
-        Self { node_id: id.into(), class_type, title, kind: empty(), message: empty(), details: empty(), input: None }
+        let node_id = if graph.get(id).is_some() { id.into() } else { clip_to(id, 80).into() };
+        Self { node_id, class_type, title, kind: empty(), message: empty(), details: empty(), input: None }
     }
 }
 

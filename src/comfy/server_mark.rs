@@ -63,7 +63,7 @@ impl Client {
         let attempt = || async {
             let sent = self.request(Method::GET, &path).send().await;
             let response = sent.map_err(|error| ComfyError::from_reqwest(READ, error))?;
-            Answer::read(READ, response, MAX_BYTES).await
+            self.read_whole(READ, response, MAX_BYTES).await
         };
         match within(READ, SMALL, repeated(attempt)).await {
             Ok(answer) if answer.status.is_success() => {
@@ -82,7 +82,7 @@ impl Client {
         let request = self.request(Method::POST, "/upload/image").multipart(form);
         let exchange = async {
             let response = request.send().await.map_err(|error| ComfyError::from_reqwest(WRITE, error))?;
-            Answer::read(WRITE, response, MAX_BYTES).await
+            self.read_whole(WRITE, response, MAX_BYTES).await
         };
         let answer = within(WRITE, SMALL, exchange).await?;
         not_from_a_gateway(&answer)?;

@@ -27,7 +27,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::client::{percent_encode, text_of};
+use super::{client::percent_encode, queue::id_of};
 use crate::{json::parse_lenient, workflow::ClientId};
 
 /// Deadline of the upgrade.
@@ -231,7 +231,7 @@ impl Socket {
             bytes += message.len();
             self.early.push_back(message);
             if let Some(status) = status {
-                self.credential_key = text_of(&status, "credential_key");
+                self.credential_key = status.get("credential_key").and_then(id_of);
                 break;
             }
             if self.early.len() >= MAX_EARLY || bytes >= MAX_EARLY_BYTES {

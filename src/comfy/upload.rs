@@ -3,7 +3,6 @@
 
 use std::{
     io,
-    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,12 +18,11 @@ use reqwest::{
 use serde_json::Value;
 use tokio::{
     fs::File,
-    io::{AsyncReadExt, Take},
+    io::{AsyncReadExt, AsyncSeekExt, Take},
 };
 use tokio_util::io::ReaderStream;
 
 use super::{
-    answer::Answer,
     client::{Client, MAX_JSON_BYTES, text_of},
     error::ComfyError,
 };
@@ -45,14 +43,14 @@ struct Progress {
 }
 
 impl Client {
-    /// Uploads a file into ComfyUI's input folder under `name`, and returns how the graph must call it.
+    /// Uploads a whole file into ComfyUI's input folder under `name`, and returns how the graph must call it.
     ///
     /// # Errors
     /// [`ComfyError::TooBig`] beyond the server's limit, [`ComfyError::Local`] when the file can't be read,
     /// [`ComfyError::Timeout`] when nothing moves for a minute; else as for every call. Sent once.
-    pub async fn upload_image(&self, local: &Path, name: &str) -> Result<String, ComfyError> {
+    pub async fn upload_image(&self, mut file: File, name: &str) -> Result<String, ComfyError> {
         let unreadable = |source| ComfyError::Local { what: WHAT, source };
-        let file = File::open(local).await.map_err(unreadable)?;
+        file.rewind().await.map_err(unreadable)?;
         let size = file.metadata().await.map_err(unreadable)?.len();
         let progress = Arc::new(Progress::default());
         // No more is sent than was announced, should the file grow meanwhile; one that shrinks fails.
@@ -61,7 +59,7 @@ impl Client {
         let request = self.request(Method::POST, "/upload/image").multipart(Form::new().part("image", part));
         let exchange = async {
             let response = request.send().await.map_err(|error| ComfyError::from_reqwest(WHAT, error))?;
-            Answer::read(WHAT, response, MAX_JSON_BYTES).await
+            self.read_whole(WHAT, response, MAX_JSON_BYTES).await
         };
         let result = tokio::select! {
             result = exchange => result,

@@ -5,23 +5,23 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
+use indicatif::HumanBytes;
+
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Options, digest::sha256_of, disk::check_room_here, error::ExecuteError};
+use super::{FileRules, Options, digest::sha256_of, disk::check_room_in, error::ExecuteError};
 use crate::{
+    files::{Folder, PathError, open_regular},
     home::expand_home,
-    ssh::Target,
-    workflow::{Caller, Idempotency, Request, Source, WorkflowId},
+    ssh::{Pool, Target},
+    workflow::{Caller, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
 };
-
-/// The largest workflow file that is read.
-const MAX_WORKFLOW_BYTES: u64 = 64 << 20;
 
 /// What a caller asks for; everything optional may be missing.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -70,6 +70,8 @@ pub struct Defaults {
 pub(super) struct Admitted {
     pub(super) request: Request,
     pub(super) source: Source,
+    /// In which form it came.
+    pub(super) workflow_format: WorkflowFormat,
     pub(super) warnings: Vec<String>,
     pub(super) retry_of: Option<WorkflowId>,
     pub(super) idempotency: Option<Idempotency>,
@@ -77,28 +79,45 @@ pub(super) struct Admitted {
 }
 
 /// Checks a request and fills in what it leaves out.
-pub(super) async fn check(request: ExecuteRequest, options: &Options) -> Result<Admitted, ExecuteError> {
-    let (defaults, least) = (options.defaults.clone(), options.min_free_bytes);
-    let work = move || check_blocking(request, &defaults, least);
+pub(super) async fn check(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, ExecuteError> {
+    let (options, pool) = (options.clone(), pool.clone());
+    let work = move || check_blocking(request, &options, &pool);
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
 /// Checks again what may have changed since a request was accepted.
-pub(super) async fn check_again(request: Request, source: Source, least: u64) -> Result<Admitted, ExecuteError> {
+pub(super) async fn check_again(
+    request: Request,
+    source: Source,
+    options: &Options,
+    pool: &Pool,
+) -> Result<Admitted, ExecuteError> {
+    let (options, pool) = (options.clone(), pool.clone());
     let work = move || {
+        check_target(&request.ssh_connection, &pool)?;
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
-        check_images(&images)?;
-        prepare_output_dir(&text(&request.output_dir), least)?;
-        Ok(Admitted { request, source, warnings: Vec::new(), retry_of: None, idempotency: None, caller: None })
+        check_images(&images, &options.files)?;
+        prepare_output_dir(&text(&request.output_dir), &options)?;
+        let workflow_format = source.format();
+        Ok(Admitted {
+            request,
+            source,
+            workflow_format,
+            warnings: Vec::new(),
+            retry_of: None,
+            idempotency: None,
+            caller: None,
+        })
     };
     tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
 }
 
-fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> Result<Admitted, String> {
-    let target = Target::parse(&request.ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
-    let source = read_source(&request.workflow_file)?;
-    let input_images = check_images(&request.input_images)?;
+fn check_blocking(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, String> {
+    let defaults = &options.defaults;
+    let target = check_target(&request.ssh_connection, pool)?;
+    let source = read_source(&request.workflow_file, &options.files)?;
+    let input_images = check_images(&request.input_images, &options.files)?;
     for (field, folder) in
         [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
     {
@@ -107,7 +126,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
         }
     }
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
-    let output_dir = prepare_output_dir(&output_dir, least)?;
+    let output_dir = prepare_output_dir(&output_dir, options)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
     let request = Request {
         ssh_connection: request.ssh_connection,
@@ -121,6 +140,7 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
     };
     Ok(Admitted {
         request,
+        workflow_format: source.format(),
         source,
         warnings: target.warnings().to_vec(),
         retry_of: None,
@@ -129,30 +149,43 @@ fn check_blocking(request: ExecuteRequest, defaults: &Defaults, least: u64) -> R
     })
 }
 
-fn read_source(given: &str) -> Result<Source, String> {
+/// The connection string taken apart, if it leads where the operator allows.
+fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
+    let target = Target::parse(ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
+    pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
+    Ok(target)
+}
+
+fn read_source(given: &str, rules: &FileRules) -> Result<Source, String> {
+    let limit = rules.workflow_file_bytes;
     let mut content = Vec::new();
-    let file = open_regular(given, "Workflow file")?;
+    let file = open_input(given, "Workflow file", "workflow_file", rules)?;
     let unreadable = |error: io::Error| format!("Workflow file cannot be read: {given}: {}", plain(&error));
-    file.take(MAX_WORKFLOW_BYTES + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > MAX_WORKFLOW_BYTES {
-        return Err(format!("Workflow file is larger than {} MiB: {given}", MAX_WORKFLOW_BYTES >> 20));
+    file.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > limit {
+        let limit = HumanBytes(limit);
+        return Err(format!("Workflow file is larger than {limit} ([limits] workflow_file_bytes): {given}"));
     }
     Source::parse(&content).map_err(|error| format!("Workflow file {given} {error}"))
 }
 
 /// The images as absolute paths, each once.
-fn check_images(given: &[String]) -> Result<Vec<PathBuf>, String> {
+fn check_images(given: &[String], rules: &FileRules) -> Result<Vec<PathBuf>, String> {
     let mut images: Vec<PathBuf> = Vec::new();
     let mut contents: HashMap<String, (&String, [u8; 32])> = HashMap::new();
     for image in given {
-        let mut file = open_regular(image, "Input image")?;
+        let file = open_input(image, "Input image", "input_images", rules)?;
         let path = absolute(image);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.is_empty() || name.chars().any(char::is_control) {
             return Err(format!("Input image has a name that cannot be used on the box: {image}"));
         }
         let unreadable = |error: io::Error| format!("Input image cannot be read: {image}: {}", plain(&error));
-        let (_, sha256) = sha256_of(&mut file).map_err(unreadable)?;
+        let (size, sha256) = sha256_of(&mut file.take(rules.image_bytes.saturating_add(1))).map_err(unreadable)?;
+        if size > rules.image_bytes {
+            let limit = HumanBytes(rules.image_bytes);
+            return Err(format!("Input image is larger than {limit} ([limits] image_bytes): {image}"));
+        }
         match contents.get(name) {
             Some((_, known)) if *known == sha256 => continue,
             Some((other, _)) => {
@@ -166,37 +199,37 @@ fn check_images(given: &[String]) -> Result<Vec<PathBuf>, String> {
     Ok(images)
 }
 
-/// Makes the folder if it is missing, and finds out by doing whether files can be made in it. `least` bytes must be free.
-fn prepare_output_dir(given: &str, least: u64) -> Result<PathBuf, String> {
+/// Makes the folder if it is missing, and finds out by doing whether files can be made in it.
+fn prepare_output_dir(given: &str, options: &Options) -> Result<PathBuf, String> {
     let path = absolute(given);
-    if path.exists() && !path.is_dir() {
-        return Err(format!("Output folder is not a folder: {given}"));
-    }
-    fs::create_dir_all(&path)
-        .map_err(|error| format!("Output folder cannot be created: {given}: {}", plain(&error)))?;
-    tempfile::tempfile_in(&path)
-        .map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
-    check_room_here(&path, least)?;
+    let folder = Folder::make(&path, &options.files.write_roots).map_err(|error| match error {
+        PathError::Outside => outside("output_dir", given, "write_roots"),
+        PathError::NotAFolder { path: found } if found == path => format!("Output folder is not a folder: {given}"),
+        PathError::Foreign { .. } => {
+            format!("Output folder is not used: {given}: {error}; choose another output_dir, or remove it")
+        }
+        PathError::Io(error) => format!("Output folder cannot be created: {given}: {}", plain(&error)),
+        error => format!("Output folder cannot be created: {given}: {error}"),
+    })?;
+    folder.check_writable().map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
+    check_room_in(&folder, &path, options.min_free_bytes)?;
     Ok(path)
 }
 
-fn open_regular(given: &str, what: &str) -> Result<File, String> {
-    let path = absolute(given);
-    let unreadable = |error: io::Error| format!("{what} cannot be read: {given}: {}", plain(&error));
-    let meta = match fs::metadata(&path) {
-        Ok(meta) => meta,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Err(format!("{what} not found: {given}"));
-        }
-        Err(error) => return Err(unreadable(error)),
-    };
-    if meta.is_dir() {
-        return Err(format!("{what} is a directory: {given}"));
-    }
-    if !meta.is_file() {
-        return Err(format!("{what} is not a regular file: {given}"));
-    }
-    File::open(&path).map_err(unreadable)
+fn open_input(given: &str, what: &str, field: &str, rules: &FileRules) -> Result<File, String> {
+    open_regular(&absolute(given), &rules.read_roots).map_err(|error| match error {
+        PathError::Outside => outside(field, given, "read_roots"),
+        PathError::IsFolder => format!("{what} is a directory: {given}"),
+        PathError::NotRegular => format!("{what} is not a regular file: {given}"),
+        error if error.is_not_found() => format!("{what} not found: {given}"),
+        PathError::Io(error) => format!("{what} cannot be read: {given}: {}", plain(&error)),
+        error => format!("{what} cannot be read: {given}: {error}"),
+    })
+}
+
+/// The same whether or not something is there.
+fn outside(field: &str, given: &str, key: &str) -> String {
+    format!("Field {field}: {given} does not lie in a folder of [files] {key}")
 }
 
 /// `~/` expanded, and relative to the service's working directory.
@@ -215,7 +248,10 @@ fn plain(error: &io::Error) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::{fs, time::Duration};
+
     use super::*;
+    use crate::{runner::Limits, ssh};
 
     struct Case {
         folder: tempfile::TempDir,
@@ -252,7 +288,18 @@ mod tests {
                 comfyui_output_dir: "/out".into(),
                 output_dir: "/nowhere".into(),
             };
-            check_blocking(self.request.clone(), &defaults, self.least)
+            let options = Options {
+                execute_wait: Duration::ZERO,
+                unreachable_limit: Duration::ZERO,
+                unreachable_before_submit: Duration::ZERO,
+                stalled_after: Duration::ZERO,
+                resubmit_lost: false,
+                limits: Limits { max_running: 1, max_running_per_box: 1, max_waiting: 1, max_active_per_caller: None },
+                min_free_bytes: self.least,
+                files: FileRules::default(),
+                defaults,
+            };
+            check_blocking(self.request.clone(), &options, &Pool::new(ssh::Options::default()).unwrap())
         }
     }
 

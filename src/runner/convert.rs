@@ -10,13 +10,20 @@ use crate::{
 };
 
 impl Execution {
-    /// The graph to submit. What came in UI format is converted once per run of the service, and the same way each
-    /// time.
+    /// The graph to submit. What came in UI format is converted for this box, once; that graph is kept in its place.
     pub(super) async fn graph(&self, link: &Link) -> Result<Graph, StepError> {
-        match self.store.source(&self.id).await? {
-            Source::Graph(graph) => Ok(graph),
-            Source::Ui(document) => self.converted.get_or_try_init(|| self.convert(link, document)).await.cloned(),
+        let graph = match self.store.source(&self.id).await? {
+            Source::Graph(graph) => graph,
+            Source::Ui(document) => {
+                let graph = self.convert(link, document).await?;
+                self.store.settle_graph(&self.id, graph.clone()).await?;
+                graph
+            }
+        };
+        if self.state()?.nodes.is_empty() {
+            self.apply(Event::Converted(Box::new(graph.clone())));
         }
+        Ok(graph)
     }
 
     async fn convert(&self, link: &Link, document: Value) -> Result<Graph, StepError> {
@@ -36,7 +43,6 @@ impl Execution {
         let graph = Graph::from_document(prompt)
             .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, format!("The converted workflow {error}")))?;
         findings.iter().for_each(|finding| self.warn(finding.to_string()));
-        self.apply(Event::Converted(Box::new(graph.clone())));
         Ok(graph)
     }
 }

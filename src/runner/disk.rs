@@ -9,7 +9,10 @@ use super::{
     execution::Execution,
     link::Link,
 };
-use crate::workflow::{ErrorCode, Failure};
+use crate::{
+    files::Folder,
+    workflow::{ErrorCode, Failure},
+};
 
 impl Execution {
     /// Looks, before money is spent, whether a result has room at both ends. What the box does not tell is no obstacle.
@@ -19,8 +22,13 @@ impl Execution {
             return Ok(());
         }
         let full = |message| StepError::Fatal(Failure::new(ErrorCode::DiskFull, message));
-        let output_dir = request.output_dir.clone();
-        let checked = tokio::task::spawn_blocking(move || check_room_here(&output_dir, least)).await;
+        let (output_dir, roots) = (request.output_dir.clone(), self.options.files.write_roots.clone());
+        let look = move || match Folder::open(&output_dir, &roots) {
+            Ok(folder) => check_room_in(&folder, &output_dir, least),
+            // It is made, or what is wrong with it told, when something comes.
+            Err(_) => Ok(()),
+        };
+        let checked = tokio::task::spawn_blocking(look).await;
         checked.unwrap_or(Ok(())).map_err(full)?;
         let Ok(transfer) = link.transfer().await? else { return Ok(()) };
         for folder in [&request.comfyui_input_dir, &request.comfyui_output_dir] {
@@ -45,20 +53,14 @@ impl Execution {
 }
 
 /// Whether `least` bytes are free in a folder here; if not, a sentence about that. 0 is always there. Blocks.
-pub(super) fn check_room_here(folder: &Path, least: u64) -> Result<(), String> {
-    match free_bytes(folder) {
+pub(super) fn check_room_in(folder: &Folder, path: &Path, least: u64) -> Result<(), String> {
+    match folder.free_bytes() {
         Some(free) if free < least => Err(format!(
             "the disk is full: {} are free in {}, and {} must be; free some space",
             HumanBytes(free),
-            folder.display(),
+            path.display(),
             HumanBytes(least)
         )),
         _ => Ok(()),
     }
-}
-
-/// What may still be written in a folder; `None` when that is not known. Blocks.
-pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }

@@ -15,11 +15,12 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Beginning, Options,
+    allowance::Allowance,
     ear::Ear,
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
@@ -34,7 +35,10 @@ use crate::{
     comfy::{ComfyError, Definitions},
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
-    workflow::{ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Submission, WorkflowId, WorkflowState},
+    workflow::{
+        ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId,
+        WorkflowState,
+    },
 };
 
 /// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
@@ -56,12 +60,12 @@ pub(super) struct Execution {
     pub(super) marking: Arc<Turns>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
-    /// The graph that a workflow in UI format means on this box.
-    pub(super) converted: OnceCell<Graph>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
     pub(super) good_looks: AtomicU64,
     /// Outputs on their way here.
     pub(super) parts: Parts,
+    /// How much may still come.
+    pub(super) allowance: Allowance,
 }
 
 /// Whether the outputs of a run are all here.
@@ -144,18 +148,28 @@ impl Execution {
                 patience = Patience::new();
             }
             match error {
-                StepError::Fatal(failure) => return Err(failure),
+                StepError::Fatal(failure) => return Err(self.without_secrets(failure).await),
                 StepError::LinkLost(failure) => {
                     drop(link);
                     link = self.reconnect(failure, &mut patience).await?;
                 }
                 StepError::Trouble(failure) => {
+                    let failure = self.without_secrets(failure).await;
                     tracing::info!(message = failure.message, "trying again");
                     if !patience.pause(self.options.unreachable_before_submit).await {
                         return Err(failure);
                     }
                 }
             }
+        }
+    }
+
+    /// A failure as it may be told and kept: nodes and refusals quote inputs.
+    async fn without_secrets(&self, failure: Failure) -> Failure {
+        match self.store.source(&self.id).await {
+            Ok(Source::Graph(graph)) => Secrets::of(&graph).hide_in(failure),
+            // Nothing of it was sent yet.
+            Ok(Source::Ui(_)) | Err(_) => failure,
         }
     }
 

@@ -16,7 +16,7 @@ use indicatif::HumanBytes;
 use tokio::sync::OnceCell;
 
 use super::{
-    disk::free_bytes,
+    allowance::Share,
     error::{StepError, transfer_lost},
     execution::Execution,
     link::Link,
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     comfy::{ComfyError, Viewed},
+    files::PathError,
     ssh::{Stat, Transfer, TransferError},
     workflow::{ErrorCode, Failure, Output, Stored, WorkflowId},
 };
@@ -35,6 +36,9 @@ const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The largest file that is taken.
 const MAX_FILE_BYTES: u64 = 1 << 40;
+
+/// The same for a file whose size the box does not tell.
+const MAX_UNTOLD_BYTES: u64 = 4 << 30;
 
 /// What became of one file.
 pub(super) enum Fetched {
@@ -105,14 +109,22 @@ impl Execution {
         let way = self.way(link, output, viewed.as_ref(), ways).await?;
         let viewed = viewed.unwrap_or_default();
         let size = way.size(&viewed);
+        if size.is_some_and(|size| size > MAX_FILE_BYTES) {
+            let cause = format!("the box says that it is larger than {}", HumanBytes(MAX_FILE_BYTES));
+            return Err(FetchError::Retry { cause, may_pass: false });
+        }
         let mut part = self.open_part(output, way.content(&viewed), size).await?;
-        let by_box = self.bring(link, output, &way, &viewed, &mut part).await?;
+        let share = self.allowance.share(part.length(), size)?;
+        let brought = self.bring(link, output, &way, &viewed, &mut part, &share).await;
+        share.check()?;
+        let by_box = brought?;
         if let Err(cause) = self.judge(link, output, &way, &viewed, &part, by_box).await? {
             part.cut_to(0)?;
             return Err(FetchError::Retry { cause, may_pass: false });
         }
         let size = part.length();
         let local_path = blocking(move || part.keep()).await?;
+        share.keep();
         let (node, file) = (output.node_id.clone(), output.remote.clone());
         Ok(Fetched::Stored(Stored { node, file, local_path, size }))
     }
@@ -127,7 +139,10 @@ impl Execution {
     ) -> Result<Way<'w>, FetchError> {
         let reason = match ways.transfer.get_or_try_init(|| link.transfer()).await? {
             Ok(transfer) => match transfer.stat(&output.remote_path).await {
-                Ok(Some(stat)) if viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) => {
+                // What is no file may never come to an end.
+                Ok(Some(stat))
+                    if stat.is_file && viewed.is_none_or(|viewed| viewed.is_same_file(stat.size, stat.modified)) =>
+                {
                     return Ok(Way::Sftp(transfer, stat));
                 }
                 Ok(_) => "ComfyUI's output folder is not the one of the request; is comfyui_output_dir right?".into(),
@@ -166,6 +181,7 @@ impl Execution {
         way: &Way<'_>,
         viewed: &Viewed,
         part: &mut Part,
+        share: &Share<'_>,
     ) -> Result<Option<[u8; 32]>, FetchError> {
         let from = part.length();
         if from > 0 {
@@ -173,8 +189,9 @@ impl Execution {
         }
         match way {
             Way::Sftp(transfer, stat) => {
-                let (path, mut writer) = (&output.remote_path, part.writer()?);
-                let download = transfer.download(path, from, &mut writer, MAX_FILE_BYTES);
+                let (path, mut writer) = (&output.remote_path, share.measure(part.writer()?));
+                // A checksum is given time by the size that the box tells, so one that proves wrong must end the wait.
+                let download = transfer.download(path, from, &mut writer, stat.size);
                 let done = try_join(download, transfer.sha256_by_box(path, stat.size)).await;
                 let (copied, by_box) = done.map_err(|error| in_transfer(error, part))?;
                 part.grew(copied);
@@ -184,8 +201,10 @@ impl Execution {
             Way::View => {
                 let mut body = link.client.view(&output.remote, from, viewed).await?;
                 part.cut_to(body.from())?;
-                let mut writer = part.writer()?;
-                let copied = body.copy_to(&mut writer, MAX_FILE_BYTES).await.map_err(|error| in_view(error, part))?;
+                let mut writer = share.measure(part.writer()?);
+                let whole = viewed.size.or(body.size()).unwrap_or(MAX_UNTOLD_BYTES);
+                let limit = whole.saturating_sub(part.length());
+                let copied = body.copy_to(&mut writer, limit).await.map_err(|error| in_view(error, part))?;
                 part.grew(copied);
                 Ok(None)
             }
@@ -206,8 +225,8 @@ impl Execution {
             return Ok(Err(format!("{} bytes came instead of {expected}", part.length())));
         }
         if let Some(by_box) = by_box {
-            let path = part.path().to_owned();
-            let is_same = blocking(move || Ok(Part::sha256_at(&path)? == by_box)).await?;
+            let reader = part.reader()?;
+            let is_same = blocking(move || Ok(Part::sha256_of(reader)? == by_box)).await?;
             return Ok(if is_same { Ok(()) } else { Err("what came differs from the file on the box".to_owned()) });
         }
         let is_unchanged = match way {
@@ -246,9 +265,9 @@ impl Way<'_> {
 /// Whether the rest of a file has room here. Blocks.
 fn check_room(part: &Part, size: Option<u64>) -> Result<(), StoreFileError> {
     let needed = size.unwrap_or(0).saturating_sub(part.length());
-    match free_bytes(part.folder()) {
-        Some(free) if free < needed => Err(StoreFileError::NoRoom {
-            folder: part.folder().to_owned(),
+    match part.free_bytes() {
+        Some((free, folder)) if free < needed => Err(StoreFileError::NoRoom {
+            folder: folder.to_owned(),
             needed: HumanBytes(needed),
             free: HumanBytes(free),
         }),
@@ -259,6 +278,14 @@ fn check_room(part: &Part, size: Option<u64>) -> Result<(), StoreFileError> {
 fn local_failure(id: &WorkflowId, name: &str, error: &StoreFileError) -> Failure {
     let (code, help) = match error {
         StoreFileError::Name { .. } => return Failure::new(ErrorCode::PathRefused, error.to_string()),
+        StoreFileError::Refused { cause, .. } => {
+            let help = if matches!(cause, PathError::Outside) { " ([files] write_roots)" } else { "" };
+            return Failure::new(ErrorCode::PathRefused, format!("could not store {name}: {error}{help}"));
+        }
+        StoreFileError::TooMuch { .. } => {
+            let message = format!("could not store {name}: {error} ([limits] download_bytes)");
+            return Failure::new(ErrorCode::LimitExceeded, message);
+        }
         error if error.is_disk_full() => (ErrorCode::DiskFull, "free some space"),
         _ => (ErrorCode::DownloadFailed, "see to it that files can be written there"),
     };
@@ -278,20 +305,30 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn unwritten(source: io::Error, part: &Part) -> FetchError {
-    FetchError::Local(StoreFileError::io("write", part.path())(source))
+    FetchError::Local(StoreFileError::io("write", &part.path())(source))
 }
 
-fn in_transfer(error: TransferError, part: &Part) -> FetchError {
+fn in_transfer(error: TransferError, part: &mut Part) -> FetchError {
     match error {
         TransferError::Local { source, .. } => unwritten(source, part),
+        TransferError::TooLarge { .. } | TransferError::TooShort { .. } => unfit(error.to_string(), part),
         error => error.into(),
     }
 }
 
-fn in_view(error: ComfyError, part: &Part) -> FetchError {
+fn in_view(error: ComfyError, part: &mut Part) -> FetchError {
     match error {
         ComfyError::Local { source, .. } => unwritten(source, part),
+        ComfyError::TooBig { .. } => unfit(error.to_string(), part),
         error => error.into(),
+    }
+}
+
+/// What has come is of another size than told: nothing can be built on it.
+fn unfit(cause: String, part: &mut Part) -> FetchError {
+    match part.cut_to(0) {
+        Ok(()) => FetchError::Retry { cause, may_pass: false },
+        Err(error) => FetchError::Local(error),
     }
 }
 

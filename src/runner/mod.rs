@@ -5,6 +5,7 @@
 //! and the next start goes on with it.
 
 mod admission;
+mod allowance;
 mod collect;
 mod convert;
 mod digest;
@@ -37,11 +38,12 @@ use std::{
 };
 
 use chrono::Utc;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 pub use admission::{Defaults, ExecuteRequest};
+use allowance::Allowance;
 pub use error::ExecuteError;
 use execution::Execution;
 use later::Later;
@@ -51,6 +53,7 @@ use part::Parts;
 use turns::Turns;
 
 use crate::{
+    files::Roots,
     ssh::Pool,
     store::{Store, StoreError},
     workflow::{Caller, ErrorCode, Event, Failure, Idempotency, Phase, WorkflowId, WorkflowState},
@@ -79,8 +82,38 @@ pub struct Options {
     pub limits: Limits,
     /// Bytes that must be free, here and on the box, before something runs; 0 turns the look off.
     pub min_free_bytes: u64,
+    /// Which local files may be read and written, and how much.
+    pub files: FileRules,
     /// For what a request leaves out.
     pub defaults: Defaults,
+}
+
+/// Which local files a workflow may read and write, and how much of them.
+#[derive(Debug, Clone)]
+pub struct FileRules {
+    /// Where workflow files and input images must lie.
+    pub read_roots: Roots,
+    /// Where output folders must lie.
+    pub write_roots: Roots,
+    /// The largest workflow file, in bytes.
+    pub workflow_file_bytes: u64,
+    /// The largest input image, in bytes.
+    pub image_bytes: u64,
+    /// As much may come of one workflow, in bytes; 0 for no limit.
+    pub download_bytes: u64,
+}
+
+/// Anything goes.
+impl Default for FileRules {
+    fn default() -> Self {
+        Self {
+            read_roots: Roots::anywhere(),
+            write_roots: Roots::anywhere(),
+            workflow_file_bytes: u64::MAX,
+            image_bytes: u64::MAX,
+            download_bytes: 0,
+        }
+    }
 }
 
 /// An accepted workflow.
@@ -197,8 +230,9 @@ impl Runner {
             return Err(ExecuteError::StillActive(id.clone()));
         }
         let source = self.inner.store.source(id).await.map_err(ExecuteError::NotRecorded)?;
-        let least = self.inner.options.min_free_bytes;
-        let mut admitted = admission::check_again(state.request.clone(), source, least).await?;
+        let (options, pool) = (&self.inner.options, &self.inner.pool);
+        let mut admitted = admission::check_again(state.request.clone(), source, options, pool).await?;
+        admitted.workflow_format = state.workflow_format;
         admitted.retry_of = Some(id.clone());
         admitted.caller = Some(caller);
         self.start_admitted(admitted).await
@@ -211,7 +245,7 @@ impl Runner {
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Started, ExecuteError> {
-        let mut admitted = admission::check(request, &self.inner.options).await?;
+        let mut admitted = admission::check(request, &self.inner.options, &self.inner.pool).await?;
         admitted.warnings.splice(0..0, warnings);
         admitted.idempotency = idempotency;
         admitted.caller = Some(caller);
@@ -280,6 +314,7 @@ impl Runner {
             let now = Utc::now();
             let id = WorkflowId::new(now, uuid::Uuid::new_v4().as_fields().0);
             let mut state = WorkflowState::accepted(id.clone(), admitted.request.clone(), &admitted.source, now);
+            state.workflow_format = admitted.workflow_format;
             state.retry_of.clone_from(&admitted.retry_of);
             state.idempotency.clone_from(&admitted.idempotency);
             state.caller.clone_from(&admitted.caller);
@@ -327,6 +362,8 @@ impl Runner {
     }
 
     fn execution(&self, id: &WorkflowId, beginning: watch::Sender<Beginning>) -> Execution {
+        let had =
+            self.inner.store.get(id).map_or(0, |state| state.outputs.iter().filter_map(|output| output.size).sum());
         Execution {
             id: id.clone(),
             store: self.inner.store.clone(),
@@ -335,9 +372,9 @@ impl Runner {
             beginning,
             marking: self.inner.marking.clone(),
             credential_key: Mutex::new(None),
-            converted: OnceCell::new(),
             good_looks: AtomicU64::new(0),
-            parts: Parts::of(id.clone()),
+            parts: Parts::of(id.clone(), self.inner.options.files.write_roots.clone()),
+            allowance: Allowance::new(self.inner.options.files.download_bytes, had),
         }
     }
 

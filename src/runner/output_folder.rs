@@ -5,16 +5,20 @@
 //! taken name already has the same content.
 
 use std::{
-    fs::{self, File},
+    ffi::OsStr,
+    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use indicatif::HumanBytes;
-use tempfile::TempPath;
 use thiserror::Error;
 
-use crate::workflow::RemoteFile;
+use super::part::is_part;
+use crate::{
+    files::{Folder, PathError, Roots},
+    workflow::RemoteFile,
+};
 
 /// The longest name that file systems take, in bytes.
 const MAX_NAME_BYTES: usize = 255;
@@ -31,6 +35,12 @@ pub(super) enum StoreFileError {
     /// The box's name for it is not one that is safe here.
     #[error("the box named an output file {name:?}, which is not a safe name here")]
     Name { name: String },
+    /// The folder is not one that may be written to.
+    #[error("{} is not used: {cause}", path.display())]
+    Refused { path: PathBuf, cause: PathError },
+    /// More has come than may.
+    #[error("the outputs are larger than {limit}")]
+    TooMuch { limit: HumanBytes },
     /// It is larger than what is free.
     #[error("it needs {needed} more, and {} has {free} free", folder.display())]
     NoRoom { folder: PathBuf, needed: HumanBytes, free: HumanBytes },
@@ -43,7 +53,7 @@ impl StoreFileError {
     /// Whether the disk is full.
     pub(super) fn is_disk_full(&self) -> bool {
         match self {
-            Self::Name { .. } => false,
+            Self::Name { .. } | Self::Refused { .. } | Self::TooMuch { .. } => false,
             Self::NoRoom { .. } => true,
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -75,30 +85,36 @@ impl Place {
         &self.folder
     }
 
-    /// Moves a whole file of this folder here and returns under which name it lies now, safe from a power cut.
+    /// Opens the folder, and makes it if it is missing. Links that users have put there are followed, but not out of
+    /// the roots. Blocks.
+    pub(super) fn make_folder(&self, roots: &Roots) -> Result<Folder, StoreFileError> {
+        Folder::make(&self.folder, roots).map_err(|error| match error {
+            PathError::Io(error) => StoreFileError::io("create", &self.folder)(error),
+            PathError::NotAFolder { .. } => {
+                StoreFileError::io("create", &self.folder)(io::ErrorKind::NotADirectory.into())
+            }
+            cause => StoreFileError::Refused { path: self.folder.clone(), cause },
+        })
+    }
+
+    /// Gives a whole file of its folder its name and returns under which one it lies now, safe from a power cut.
     /// When it fails, the file stays where it was. Blocks.
-    pub(super) fn take(&self, file: &Path) -> Result<PathBuf, StoreFileError> {
-        let mut part = TempPath::try_from_path(file).map_err(StoreFileError::io("write", file))?;
+    pub(super) fn take(&self, folder: &Folder, file: &OsStr) -> Result<PathBuf, StoreFileError> {
         for twin in 1..=MAX_TWINS {
-            let path = self.folder.join(twin_name(&self.name, twin));
-            match part.persist_noclobber(&path) {
+            let name = twin_name(&self.name, twin);
+            let path = self.folder.join(&name);
+            match folder.rename(file, OsStr::new(&name)) {
                 Ok(()) => {
-                    File::open(&self.folder)
-                        .and_then(|folder| folder.sync_all())
-                        .map_err(StoreFileError::io("write", &path))?;
+                    folder.sync().map_err(StoreFileError::io("write", &path))?;
                     return Ok(path);
                 }
-                Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => {
-                    part = taken.path;
-                    if same_content(&part, &path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if same_content(folder, file, OsStr::new(&name)) {
+                        folder.remove(file).map_err(StoreFileError::io("remove", &self.folder.join(file)))?;
                         return Ok(path);
                     }
                 }
-                Err(failed) => {
-                    // Dropped, it would be removed.
-                    failed.path.keep().ok();
-                    return Err(StoreFileError::io("write", &path)(failed.error));
-                }
+                Err(error) => return Err(StoreFileError::io("write", &path)(error)),
             }
         }
         let exhausted = io::Error::new(io::ErrorKind::AlreadyExists, "too many files of this name");
@@ -117,6 +133,7 @@ fn safe_subfolder(subfolder: &str) -> Result<PathBuf, StoreFileError> {
 fn safe_name(name: &str) -> Result<&str, StoreFileError> {
     let harmless = !matches!(name, "" | "." | "..")
         && name.len() <= MAX_NAME_BYTES
+        && !is_part(name)
         && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'));
     if harmless { Ok(name) } else { Err(StoreFileError::Name { name: brief(name) }) }
 }
@@ -140,13 +157,12 @@ fn twin_name(name: &str, twin: u32) -> String {
 }
 
 /// Whether both are regular files of the same bytes; what can't be read is not the same.
-fn same_content(one: &Path, other: &Path) -> bool {
+fn same_content(folder: &Folder, one: &OsStr, other: &OsStr) -> bool {
     let compare = || -> io::Result<bool> {
-        let meta = fs::symlink_metadata(other)?;
-        if !meta.is_file() || meta.len() != fs::metadata(one)?.len() {
+        let (mut one, mut other): (File, File) = (folder.read(one)?, folder.read(other)?);
+        if one.metadata()?.len() != other.metadata()?.len() {
             return Ok(false);
         }
-        let (mut one, mut other) = (File::open(one)?, File::open(other)?);
         let (mut a, mut b) = (vec![0; 64 << 10], vec![0; 64 << 10]);
         loop {
             let read = one.read(&mut a)?;
@@ -165,24 +181,25 @@ fn same_content(one: &Path, other: &Path) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::workflow::Folder;
+    use crate::workflow;
 
     fn named(subfolder: &str, filename: &str) -> RemoteFile {
         RemoteFile {
             filename: filename.into(),
             subfolder: subfolder.into(),
-            folder: Folder::Output,
+            folder: workflow::Folder::Output,
             listed_as: "images".into(),
         }
     }
 
     fn store(folder: &Path, file: &RemoteFile, content: &str) -> Result<PathBuf, StoreFileError> {
         let place = Place::of(folder, file)?;
-        fs::create_dir_all(place.folder()).unwrap();
-        let part = place.folder().join(".part");
-        fs::write(&part, content).unwrap();
-        place.take(&part)
+        let opened = place.make_folder(&Roots::anywhere())?;
+        fs::write(place.folder().join(".part"), content).unwrap();
+        place.take(&opened, OsStr::new(".part"))
     }
 
     #[test]
@@ -236,6 +253,8 @@ mod tests {
             ("", "a\\b"),
             ("", "a\0b"),
             ("", "a\nb"),
+            ("", ".comfyui_workflow_1_00000000-0-0.part"),
+            (".comfyui_workflow_1_00000000-0-0.part", "a"),
             ("..", "a"),
             ("a/../../b", "a"),
             ("/etc", "a"),

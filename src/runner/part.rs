@@ -7,9 +7,8 @@
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Seek, SeekFrom},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -21,7 +20,10 @@ use super::{
     digest::sha256_of,
     output_folder::{Place, StoreFileError},
 };
-use crate::workflow::{RemoteFile, WorkflowId};
+use crate::{
+    files::{Folder, Roots, publish},
+    workflow::{RemoteFile, WorkflowId},
+};
 
 const SUFFIX: &str = ".part";
 
@@ -29,6 +31,7 @@ const SUFFIX: &str = ".part";
 #[derive(Debug, Clone)]
 pub(super) struct Parts {
     owner: WorkflowId,
+    roots: Roots,
     known: Arc<Mutex<Known>>,
 }
 
@@ -40,17 +43,19 @@ struct Known {
     is_over: bool,
 }
 
-/// One file of which some bytes may be here.
+/// One file of which some bytes may be here. Only this user can read it before it is whole.
 #[derive(Debug)]
 pub(super) struct Part {
-    path: PathBuf,
+    name: String,
+    folder: Arc<Folder>,
     length: u64,
     place: Place,
 }
 
 impl Parts {
-    pub(super) fn of(owner: WorkflowId) -> Self {
-        Self { owner, known: Arc::default() }
+    /// Those of `owner`, whose folders lie in `roots`.
+    pub(super) fn of(owner: WorkflowId, roots: Roots) -> Self {
+        Self { owner, roots, known: Arc::default() }
     }
 
     /// The part of a file with this content, below `output_dir`; empty if there was none, or if `content` is not known.
@@ -65,18 +70,20 @@ impl Parts {
         // One file that is listed twice comes twice.
         let listing = [file.folder.as_str(), &file.listed_as, &file.filename].join("\0");
         let of_file = format!("{}{}-", self.prefix(), brief(&listing));
-        let path = place.folder().join(format!("{of_file}{}{SUFFIX}", brief(content.unwrap_or_default())));
+        let name = format!("{of_file}{}{SUFFIX}", brief(content.unwrap_or_default()));
+        let path = place.folder().join(&name);
         let mut known = self.known();
         if known.is_over {
             let over = io::Error::new(io::ErrorKind::Interrupted, "the workflow is over");
             return Err(StoreFileError::io("create", &path)(over));
         }
-        fs::create_dir_all(place.folder()).map_err(StoreFileError::io("create", place.folder()))?;
-        remove(place.folder(), |name| name.starts_with(&of_file) && path.file_name() != Some(OsStr::new(name)));
-        let opened = open(&path).map_err(StoreFileError::io("create", &path))?;
+        let folder = place.make_folder(&self.roots)?;
+        remove(&folder, |other| other.starts_with(&of_file) && other != name);
+        let opened = folder.file(OsStr::new(&name), OFlags::CREATE).and_then(|file| Ok(file.metadata()?.len()));
+        let length = opened.map_err(StoreFileError::io("create", &path))?;
         known.folders.insert(place.folder().to_owned());
         drop(known);
-        let mut part = Part { path, length: opened, place };
+        let mut part = Part { name, folder: Arc::new(folder), length, place };
         if content.is_none() {
             part.cut_to(0)?;
         }
@@ -90,8 +97,10 @@ impl Parts {
         known.is_over = true;
         let places = files.filter_map(|file| Place::of(output_dir, file).ok());
         known.folders.extend(places.map(|place| place.folder().to_owned()));
-        for folder in std::mem::take(&mut known.folders) {
-            remove(&folder, |name| name.starts_with(&self.prefix()));
+        for path in std::mem::take(&mut known.folders) {
+            if let Ok(folder) = Folder::open(&path, &self.roots) {
+                remove(&folder, |name| name.starts_with(&self.prefix()));
+            }
         }
     }
 
@@ -104,15 +113,21 @@ impl Parts {
     }
 }
 
+/// Whether a name could be that of a part. The box knows the ids of its workflows: a file of such a name would be taken
+/// for one, and removed.
+pub(super) fn is_part(name: &str) -> bool {
+    name.starts_with('.') && name.to_ascii_lowercase().ends_with(SUFFIX)
+}
+
 impl Part {
-    /// Where it lies.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Where it lies, for people.
+    pub(super) fn path(&self) -> PathBuf {
+        self.place.folder().join(&self.name)
     }
 
-    /// The folder in which it, and then the file, lies.
-    pub(super) fn folder(&self) -> &Path {
-        self.place.folder()
+    /// What may still be written where it lies, and the path of that folder; `None` when that is not known. Blocks.
+    pub(super) fn free_bytes(&self) -> Option<(u64, &Path)> {
+        Some((self.folder.free_bytes()?, self.place.folder()))
     }
 
     /// How many bytes of the file are here.
@@ -122,8 +137,8 @@ impl Part {
 
     /// Keeps only the first `length` bytes. Blocks.
     pub(super) fn cut_to(&mut self, length: u64) -> Result<(), StoreFileError> {
-        let cut = || existing(&self.path)?.set_len(length);
-        cut().map_err(StoreFileError::io("write", &self.path))?;
+        let cut = || self.file()?.set_len(length);
+        cut().map_err(StoreFileError::io("write", &self.path()))?;
         self.length = length;
         Ok(())
     }
@@ -131,11 +146,11 @@ impl Part {
     /// A handle to write the rest to. Blocks.
     pub(super) fn writer(&self) -> Result<tokio::fs::File, StoreFileError> {
         let open = || {
-            let mut file = existing(&self.path)?;
+            let mut file = self.file()?;
             file.seek(SeekFrom::Start(self.length))?;
             Ok(tokio::fs::File::from_std(file))
         };
-        open().map_err(StoreFileError::io("open", &self.path))
+        open().map_err(StoreFileError::io("open", &self.path()))
     }
 
     /// Takes note of bytes that were written behind those that were there.
@@ -143,41 +158,36 @@ impl Part {
         self.length += bytes;
     }
 
-    /// The SHA-256 of all bytes of the part at `path`, as they are on the disk. Blocks.
-    pub(super) fn sha256_at(path: &Path) -> Result<[u8; 32], StoreFileError> {
-        let read = || Ok(sha256_of(&mut File::open(path)?)?.1);
-        read().map_err(StoreFileError::io("read", path))
+    /// A handle to read all of it.
+    pub(super) fn reader(&self) -> Result<File, StoreFileError> {
+        self.folder.read(OsStr::new(&self.name)).map_err(StoreFileError::io("read", &self.path()))
+    }
+
+    /// The SHA-256 of all its bytes, as they are on the disk. Blocks.
+    pub(super) fn sha256_of(mut reader: File) -> Result<[u8; 32], StoreFileError> {
+        Ok(sha256_of(&mut reader).map_err(StoreFileError::io("read", Path::new("a downloaded file")))?.1)
     }
 
     /// Makes the file of it, and returns where that is. Blocks.
     pub(super) fn keep(self) -> Result<PathBuf, StoreFileError> {
-        existing(&self.path).and_then(|file| file.sync_all()).map_err(StoreFileError::io("write", &self.path))?;
-        self.place.take(&self.path)
+        let finish = || {
+            let file = self.file()?;
+            publish(&file)?;
+            file.sync_all()
+        };
+        finish().map_err(StoreFileError::io("write", &self.path()))?;
+        self.place.take(&self.folder, OsStr::new(&self.name))
+    }
+
+    fn file(&self) -> io::Result<File> {
+        self.folder.file(OsStr::new(&self.name), OFlags::empty())
     }
 }
 
-/// Opens or makes a part, and returns its length. Nothing but a regular file is one.
-fn open(path: &Path) -> io::Result<u64> {
-    let meta = options().create(true).truncate(false).open(path)?.metadata()?;
-    if meta.is_file() { Ok(meta.len()) } else { Err(io::Error::other("not a regular file")) }
-}
-
-fn existing(path: &Path) -> io::Result<File> {
-    options().open(path)
-}
-
-/// The name can be guessed: somebody may have put a link there.
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
-    options
-}
-
-fn remove(folder: &Path, is_meant: impl Fn(&str) -> bool) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.ends_with(SUFFIX) && is_meant(name)) {
-            fs::remove_file(entry.path()).ok();
+fn remove(folder: &Folder, is_meant: impl Fn(&str) -> bool) {
+    for name in folder.names().unwrap_or_default() {
+        if name.ends_with(SUFFIX) && is_meant(&name) {
+            folder.remove(OsStr::new(&name)).ok();
         }
     }
 }
@@ -192,6 +202,8 @@ fn brief(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
     use crate::workflow::Folder;
 
@@ -201,7 +213,7 @@ mod tests {
     }
 
     fn parts(owner: &str) -> Parts {
-        Parts::of(owner.into())
+        Parts::of(owner.into(), Roots::anywhere())
     }
 
     fn count(folder: &Path) -> usize {
@@ -228,10 +240,14 @@ mod tests {
         let mut part = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap();
         fs::write(part.path(), "12345678").unwrap();
         part.cut_to(7).unwrap();
-        assert_eq!(Part::sha256_at(part.path()).unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
+        assert_eq!(fs::metadata(part.path()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Part::sha256_of(part.reader().unwrap()).unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
         let path = part.keep().unwrap();
         assert_eq!((path.as_path(), count(folder.path())), (folder.path().join("sub/a.png").as_path(), 1));
-        assert_eq!(fs::read_to_string(path).unwrap(), "1234567");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1234567");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        fs::write(folder.path().join("new"), "").unwrap();
+        assert_eq!(mode(&path), mode(&folder.path().join("new")), "as any new file of the user");
     }
 
     #[test]
@@ -252,7 +268,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let precious = folder.path().join("precious");
         fs::write(&precious, "same").unwrap();
-        let path = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap().path().to_owned();
+        let path = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap().path();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
         parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap_err();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
     comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, ServerMark, Submission, WorkflowState},
+    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, Secrets, ServerMark, Submission, WorkflowState},
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
@@ -31,7 +31,7 @@ impl Execution {
             self.apply(Event::NotTaken);
             return Err(error.into());
         }
-        let prompt = graph.to_value();
+        let (prompt, secrets) = (graph.to_value(), Secrets::of(graph));
         let answer = tokio::select! {
             answer = link.client.submit(&prompt, &state.client_id, &state.prompt_id, &state.id) => answer,
             () = arrival(link, &state) => Err(SubmitError::Unclear { cause: "the answer did not come".into() }),
@@ -40,7 +40,7 @@ impl Execution {
             Ok(submitted) => {
                 tracing::info!(prompt.id = %submitted.prompt_id, "submitted");
                 if !submitted.findings.is_empty() {
-                    self.apply(Event::PartlyRefused(partial_refusal(&submitted.findings)));
+                    self.apply(Event::PartlyRefused(secrets.hide_in(partial_refusal(&submitted.findings))));
                 }
                 self.apply(Event::Submitted(submitted.prompt_id));
                 Ok(())
@@ -50,13 +50,14 @@ impl Execution {
                 Ok(())
             }
             Err(SubmitError::Unclear { cause }) => {
+                let cause = secrets.hide(cause);
                 tracing::warn!(cause, "it is unclear whether the box took the prompt");
                 self.apply(Event::AnswerLost(cause));
                 Ok(())
             }
             Err(SubmitError::NotTaken { cause }) => {
                 self.apply(Event::NotTaken);
-                Err(StepError::LinkLost(Failure::new(ErrorCode::ComfyuiUnreachable, cause)))
+                Err(StepError::LinkLost(Failure::new(ErrorCode::ComfyuiUnreachable, secrets.hide(cause))))
             }
             Err(refused) => Err(StepError::Fatal(refusal(&refused, graph))),
         }

@@ -7,12 +7,14 @@
 //! finds the content in place, so nothing of it needs to be remembered.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
+    FileRules,
     digest::sha256_of,
     error::{StepError, transfer_lost},
     execution::Execution,
@@ -20,6 +22,7 @@ use super::{
 };
 use crate::{
     comfy::{ComfyError, Definitions},
+    files::{PathError, open_regular},
     ssh::{Transfer, TransferError},
     workflow::{ErrorCode, Event, Failure, Folder, Graph, Phase, RemoteFile, Submission, inputs::name_for_content},
 };
@@ -30,10 +33,11 @@ const RENAME_ATTEMPTS: u32 = 3;
 /// How long cleaning up behind a cancelled upload may take.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
-/// An input file as it is here.
+/// An input file as it is here. What was checked is what is sent: it stays open.
 #[derive(Debug)]
 struct Input {
     path: PathBuf,
+    file: File,
     name: String,
     size: u64,
     sha256: [u8; 32],
@@ -54,7 +58,7 @@ impl Execution {
         }
         let transfer = link.transfer().await?;
         for path in images {
-            let input = read_input(path).await?;
+            let input = self.read_input(path).await?;
             let name = self.upload(link, transfer.as_ref().map_err(String::as_str), &input).await?;
             if name != input.name {
                 self.rename_references(&mut graph, &input.name, &name, definitions);
@@ -93,7 +97,8 @@ impl Execution {
             )),
             other => other,
         };
-        link.client.upload_image(&input.path, &input.name).await.map_err(failed)
+        let source = input.source().map_err(|error| unreadable(&input.path, &error))?;
+        link.client.upload_image(source, &input.name).await.map_err(failed)
     }
 
     /// `Ok(Err(reason))` when this way does not work on this box.
@@ -149,6 +154,13 @@ impl Execution {
         join(folder, &format!(".{}-{content}.part", self.id))
     }
 
+    async fn read_input(&self, path: PathBuf) -> Result<Input, StepError> {
+        let (rules, shown) = (self.options.files.clone(), path.display().to_string());
+        let read = tokio::task::spawn_blocking(move || read_input(path, &rules)).await;
+        let stopped = |_| StepError::fatal(ErrorCode::UploadFailed, format!("Input image cannot be read: {shown}"));
+        read.map_err(stopped)?
+    }
+
     /// After a cancelled upload: removes what had arrived of it, if the box can still be reached.
     pub(super) async fn remove_partial_upload(&self) {
         let Ok(state) = self.state() else { return };
@@ -159,7 +171,7 @@ impl Execution {
             let link = Link::open(&self.pool, &self.target().ok()?, state.request.comfyui_port).await.ok()?;
             let transfer = link.transfer().await.ok()?.ok()?;
             for image in &state.request.input_images {
-                let input = read_input(image.clone()).await.ok()?;
+                let input = self.read_input(image.clone()).await.ok()?;
                 transfer.remove(&self.part_path(&state.request.comfyui_input_dir, &input)).await.ok();
             }
             Some(())
@@ -232,8 +244,9 @@ async fn bring(transfer: &Transfer, part: &str, from: u64, input: &Input) -> Res
     } else {
         tracing::info!(part, from, "going on with an upload");
     }
-    let size = transfer.upload(&input.path, part, from).await?;
     let wrong = |what: String, source: String| TransferError::Local { what, source: io::Error::other(source) };
+    let reading = |source| TransferError::Local { what: format!("could not read {}", input.path.display()), source };
+    let size = transfer.upload(input.source().map_err(reading)?, part, from).await?;
     if size != input.size {
         let what = format!("{} changed while it was uploaded", input.path.display());
         return Err(wrong(what, format!("it had {} bytes and now has {size}", input.size)));
@@ -247,23 +260,37 @@ async fn bring(transfer: &Transfer, part: &str, from: u64, input: &Input) -> Res
     }
 }
 
-async fn read_input(path: PathBuf) -> Result<Input, StepError> {
-    let shown = path.display().to_string();
-    let read = move || -> io::Result<Input> {
-        let mut file = std::fs::File::open(&path)?;
-        let (size, sha256) = sha256_of(&mut file)?;
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Input { name, path, size, sha256 })
-    };
-    let failed = |message: String| StepError::fatal(ErrorCode::UploadFailed, message);
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(input)) => Ok(input),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
-            Err(failed(format!("Input image not found: {shown}")))
-        }
-        Ok(Err(error)) => Err(failed(format!("Input image cannot be read: {shown}: {error}"))),
-        Err(_) => Err(failed(format!("Input image cannot be read: {shown}"))),
+impl Input {
+    /// A handle to read it with. All of them share one position.
+    fn source(&self) -> io::Result<tokio::fs::File> {
+        Ok(tokio::fs::File::from_std(self.file.try_clone()?))
     }
+}
+
+/// Opens an input and looks through it. Blocks.
+fn read_input(path: PathBuf, rules: &FileRules) -> Result<Input, StepError> {
+    let failed = |message: String| StepError::fatal(ErrorCode::UploadFailed, message);
+    let shown = path.display();
+    let mut file = open_regular(&path, &rules.read_roots).map_err(|error| match error {
+        PathError::Outside => {
+            let message = format!("Input image {shown} does not lie in a folder of [files] read_roots");
+            StepError::fatal(ErrorCode::PathRefused, message)
+        }
+        error if error.is_not_found() => failed(format!("Input image not found: {shown}")),
+        error => failed(format!("Input image cannot be read: {shown}: {error}")),
+    })?;
+    let read = sha256_of(&mut (&mut file).take(rules.image_bytes.saturating_add(1)));
+    let (size, sha256) = read.map_err(|error| unreadable(&path, &error))?;
+    if size > rules.image_bytes {
+        let message = format!("Input image is larger than {} bytes ([limits] image_bytes): {shown}", rules.image_bytes);
+        return Err(StepError::fatal(ErrorCode::LimitExceeded, message));
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok(Input { name, path, file, size, sha256 })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> StepError {
+    StepError::fatal(ErrorCode::UploadFailed, format!("Input image cannot be read: {}: {error}", path.display()))
 }
 
 fn join(folder: &str, name: &str) -> String {

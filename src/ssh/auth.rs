@@ -6,7 +6,7 @@
 //! so that the named keys are not lost among the agent's: servers hang up after six (`MaxAuthTries`). With
 //! `IdentitiesOnly` it ends with the named ones. Passwords are never asked for, and the agent is never forwarded.
 
-use std::{env, path::Path, sync::Arc, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use russh::{
     MethodKind, MethodSet,
@@ -23,6 +23,7 @@ use super::{
     SshError, Unreachable,
     connection::blocking,
     keys::{Identity, KeyRing, Problem},
+    named_file::NamedFile,
     peer::{Peer, Shared},
     route::Endpoint,
 };
@@ -106,7 +107,7 @@ impl Login<'_> {
             }
         }
         for file in &keys.default_files {
-            if self.try_file(keys, file, false).await? {
+            if self.try_file(keys, &file.clone().into(), false).await? {
                 return Ok(true);
             }
         }
@@ -119,13 +120,16 @@ impl Login<'_> {
     }
 
     /// A file that was named is mentioned whatever happens; a usual one only if it exists.
-    async fn try_file(&mut self, keys: &Arc<KeyRing>, file: &Path, named: bool) -> Result<bool, SshError> {
+    async fn try_file(&mut self, keys: &Arc<KeyRing>, file: &NamedFile, named: bool) -> Result<bool, SshError> {
         if !self.may_go_on() {
             return Ok(false);
         }
-        let (ring, path) = (Arc::clone(keys), file.to_owned());
-        let identity = match blocking(move || ring.load(&path)).await? {
+        let (ring, wanted, file) = (Arc::clone(keys), file.clone(), &file.path);
+        let identity = match blocking(move || ring.load(&wanted)).await? {
             Ok(identity) => identity,
+            Err(Problem::Refused) => {
+                return Err(SshError::FileRefused { path: file.clone(), keys: "read_roots" });
+            }
             Err(Problem::Missing) if !named => return Ok(false),
             Err(problem) => {
                 self.tried.push(format!("{} ({problem})", file.display()));

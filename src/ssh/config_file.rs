@@ -15,7 +15,10 @@ use super::{
     pattern,
     settings::{Settings, Taken},
 };
-use crate::home::expand_home;
+use crate::{
+    files::{PathError, Roots, open_regular},
+    home::expand_home,
+};
 
 const MAX_BYTES: u64 = 1 << 20;
 const MAX_DEPTH: usize = 16;
@@ -34,18 +37,18 @@ pub(super) fn lookup(file: &Path, required: bool, host: &str) -> (Settings, Vec<
 }
 
 fn read(file: &Path) -> io::Result<String> {
-    let metadata = fs::metadata(file)?;
     if file == Path::new("/dev/null") {
         return Ok(String::new());
     }
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if metadata.len() > MAX_BYTES {
+    let opened = open_regular(file, &Roots::anywhere()).map_err(|error| match error {
+        PathError::Io(error) => error,
+        error => io::Error::other(error.to_string()),
+    })?;
+    if opened.metadata()?.len() > MAX_BYTES {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }
     let mut bytes = Vec::new();
-    fs::File::open(file)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    opened.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

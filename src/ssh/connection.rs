@@ -4,7 +4,7 @@
 //! authentication, all within the hop's connect timeout. A [`Connection`] is shared by many users; it ends when the last
 //! of them lets go, when it is closed, or when the peer is gone, which cancels its `gone`.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use russh::{
     Channel, ChannelMsg, ChannelOpenFailure, Disconnect,
@@ -21,7 +21,8 @@ use super::{
     channel::ChannelIo,
     checksum::Checksums,
     keys::KeyRing,
-    known_hosts::Record,
+    known_hosts::{self, Record},
+    named_file::NamedFile,
     peer::{self, Peer, Shared},
     route::{Endpoint, Route},
     sftp::SftpChannels,
@@ -248,11 +249,14 @@ async fn recorded(endpoint: &Endpoint) -> Result<Record, SshError> {
     let host = endpoint.host_key_alias.clone();
     // An alias stands for the host on whatever port.
     let (host, port) = host.map_or_else(|| (endpoint.host.clone(), endpoint.port), |alias| (alias, 22));
-    let files: Vec<PathBuf> = match endpoint.host_keys {
+    let files: Vec<NamedFile> = match endpoint.host_keys {
         HostKeyPolicy::Off => Vec::new(),
         HostKeyPolicy::AcceptNew | HostKeyPolicy::Strict => endpoint.known_hosts.clone(),
     };
     let mut record = blocking(move || Record::read(&files, &host, port)).await?;
+    if let Some(path) = record.refused.take() {
+        return Err(SshError::FileRefused { path, keys: known_hosts::ROOTS });
+    }
     if endpoint.host_keys == HostKeyPolicy::Strict
         && let Some((file, source)) = record.unreadable.pop()
     {

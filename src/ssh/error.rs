@@ -98,6 +98,20 @@ pub enum SshError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The operator allows other hosts only.
+    #[error("{destination} is not among the hosts that [ssh] allowed_hosts allows")]
+    HostRefused {
+        /// `user@host:port` of the box, or of the jump host.
+        destination: String,
+    },
+    /// The connection string names a file outside of the folders for such files.
+    #[error("{} does not lie in a folder of [files] {keys}", path.display())]
+    FileRefused {
+        /// The file.
+        path: PathBuf,
+        /// The settings that name the folders.
+        keys: &'static str,
+    },
     /// The box allows logins but no port forwarding.
     #[error("{address} refuses to forward ports; set AllowTcpForwarding yes in its sshd_config")]
     ForwardingRefused {
@@ -203,6 +217,10 @@ pub enum SshErrorKind {
     PortClosed,
     /// No SFTP on the box.
     SftpMissing,
+    /// The host is none of those that are allowed.
+    HostRefused,
+    /// A file that was named must not be used.
+    FileRefused,
     /// Options or configuration files.
     Config,
     /// This machine: files, sockets, shutdown.
@@ -222,6 +240,8 @@ impl SshError {
             Self::Unreachable { .. } | Self::Handshake { .. } | Self::ConnectionLost { .. } | Self::TimedOut { .. } => {
                 SshErrorKind::Unreachable
             }
+            Self::HostRefused { .. } => SshErrorKind::HostRefused,
+            Self::FileRefused { .. } => SshErrorKind::FileRefused,
             Self::ForwardingRefused { .. } => SshErrorKind::ForwardingRefused,
             Self::PortClosed { .. } => SshErrorKind::PortClosed,
             Self::SftpMissing { .. } => SshErrorKind::SftpMissing,
@@ -246,6 +266,8 @@ impl SshError {
             | Self::HostKeyUnknown { .. }
             | Self::HostKeyRevoked { .. }
             | Self::KnownHosts { .. }
+            | Self::HostRefused { .. }
+            | Self::FileRefused { .. }
             | Self::ForwardingRefused { .. }
             | Self::SftpMissing { .. }
             | Self::Config { .. }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, fs,
+    fmt,
     io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -13,6 +13,9 @@ use std::{
 };
 
 use russh::keys::{self, PrivateKey, PublicKey};
+
+use super::named_file::NamedFile;
+use crate::files::PathError;
 
 const MAX_BYTES: u64 = 64 * 1024;
 const MAX_KEPT: usize = 64;
@@ -52,6 +55,8 @@ impl Identity {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Problem {
     Missing,
+    /// It must not be used.
+    Refused,
     Unreadable(String),
     NoKey,
     /// Encrypted, and there is no passphrase.
@@ -66,6 +71,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing => f.write_str("no such file"),
+            Self::Refused => f.write_str("outside of the folders that [files] read_roots allows"),
             Self::Unreadable(why) => f.write_str(why),
             Self::NoKey => f.write_str("not a private key"),
             Self::Locked => f.write_str("encrypted: add it to the SSH agent or set passphrase_file"),
@@ -81,8 +87,9 @@ impl KeyRing {
     }
 
     /// Reads a key file. Blocking, and slow (a tenth of a second) when an encrypted key is unlocked the first time.
-    pub(super) fn load(&self, file: &Path) -> Result<Identity, Problem> {
+    pub(super) fn load(&self, file: &NamedFile) -> Result<Identity, Problem> {
         let (text, stamp) = read(file)?;
+        let file = file.path.as_path();
         if let Some((seen, key)) = self.unlocked().get(file)
             && *seen == stamp
         {
@@ -120,7 +127,7 @@ impl KeyRing {
 
     fn passphrase(&self) -> Option<Result<String, Problem>> {
         let file = self.passphrase_file.as_ref()?;
-        Some(match read(file) {
+        Some(match read(&file.clone().into()) {
             Ok((text, _)) => Ok(text.lines().next().unwrap_or_default().to_owned()),
             Err(problem) => Err(Problem::Unreadable(format!("encrypted, and {}: {problem}", file.display()))),
         })
@@ -141,17 +148,22 @@ impl KeyRing {
     }
 }
 
-fn read(file: &Path) -> Result<(String, Stamp), Problem> {
-    let problem = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Problem::Missing,
-        _ => Problem::Unreadable(error.to_string()),
-    };
-    let metadata = fs::metadata(file).map_err(problem)?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+fn read(file: &NamedFile) -> Result<(String, Stamp), Problem> {
+    let unreadable = |error: io::Error| Problem::Unreadable(error.to_string());
+    let file = file.open().map_err(|error| match error {
+        PathError::Outside => Problem::Refused,
+        error if error.is_not_found() => Problem::Missing,
+        PathError::Io(error) => unreadable(error),
+        PathError::Foreign { .. } | PathError::IsFolder | PathError::NotAFolder { .. } | PathError::NotRegular => {
+            Problem::NoKey
+        }
+    })?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.len() > MAX_BYTES {
         return Err(Problem::NoKey);
     }
     let mut bytes = Vec::new();
-    fs::File::open(file).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes)).map_err(problem)?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
     let text = String::from_utf8(bytes).map_err(|_| Problem::NoKey)?;
     Ok((text, (metadata.modified().ok(), metadata.len())))
 }
@@ -159,7 +171,7 @@ fn read(file: &Path) -> Result<(String, Stamp), Problem> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::process::Command;
+    use std::{fs, process::Command};
 
     use super::*;
 
@@ -186,7 +198,7 @@ mod tests {
             let Some(file) = keygen(folder.path(), name, args) else { return };
             let passphrase = folder.path().join("passphrase");
             let ring = KeyRing::new(false, Some(passphrase.clone()), Vec::new());
-            let locked = |problem| match ring.load(&file) {
+            let locked = |problem| match ring.load(&file.clone().into()) {
                 Ok(Identity::Public(_, found)) => assert_eq!(found, problem),
                 Ok(Identity::Private(_)) => panic!("unlocked"),
                 Err(found) => assert_eq!(found, problem),
@@ -196,9 +208,9 @@ mod tests {
             fs::write(&passphrase, "wrong\n").unwrap();
             locked(Problem::WrongPassphrase);
             fs::write(&passphrase, "secret\n").unwrap();
-            assert!(matches!(ring.load(&file), Ok(Identity::Private(_))), "{name}");
+            assert!(matches!(ring.load(&file.clone().into()), Ok(Identity::Private(_))), "{name}");
             fs::remove_file(&passphrase).unwrap();
-            assert!(matches!(ring.load(&file), Ok(Identity::Private(_))), "{name} is kept unlocked");
+            assert!(matches!(ring.load(&file.clone().into()), Ok(Identity::Private(_))), "{name} is kept unlocked");
         }
     }
 
@@ -214,9 +226,9 @@ mod tests {
         ] {
             let folder = tempfile::tempdir_in(folder.path()).unwrap();
             let Some(file) = keygen(folder.path(), "key", args) else { return };
-            let private = ring.load(&file).unwrap();
+            let private = ring.load(&file.clone().into()).unwrap();
             assert!(matches!(private, Identity::Private(_)), "{args:?}");
-            let public = ring.load(&folder.path().join("key.pub")).unwrap();
+            let public = ring.load(&folder.path().join("key.pub").into()).unwrap();
             assert!(matches!(public, Identity::Public(_, Problem::PublicOnly)));
             assert_eq!(public.public_key().key_data(), private.public_key().key_data());
         }
@@ -225,8 +237,8 @@ mod tests {
     #[test]
     fn what_is_no_key_is_named() {
         let ring = KeyRing::new(false, None, Vec::new());
-        assert_eq!(ring.load(Path::new("/nonexistent")).unwrap_err(), Problem::Missing);
-        assert_eq!(ring.load(Path::new("/dev/zero")).unwrap_err(), Problem::NoKey);
-        assert_eq!(ring.load(Path::new("/etc/passwd")).unwrap_err(), Problem::NoKey);
+        assert_eq!(ring.load(&PathBuf::from("/nonexistent").into()).unwrap_err(), Problem::Missing);
+        assert_eq!(ring.load(&PathBuf::from("/dev/zero").into()).unwrap_err(), Problem::NoKey);
+        assert_eq!(ring.load(&PathBuf::from("/etc/passwd").into()).unwrap_err(), Problem::NoKey);
     }
 }

@@ -16,11 +16,16 @@ use std::{
 
 use hmac::{Hmac, KeyInit, Mac};
 use russh::keys::{Algorithm, HashAlg, PublicKey, parse_public_key_base64, ssh_key::known_hosts::HostPatterns};
+use rustix::fs::OFlags;
 use sha1::Sha1;
 
-use super::pattern;
+use super::{named_file::NamedFile, pattern};
+use crate::files::{Folder, PathError};
 
 const MAX_BYTES: u64 = 16 << 20;
+
+/// The settings that confine a record named by a connection string: new keys are written to it.
+pub(super) const ROOTS: &str = "read_roots and write_roots";
 
 /// What is on record about one host.
 #[derive(Debug, Default)]
@@ -32,6 +37,8 @@ pub(super) struct Record {
     fallback: Vec<Entry>,
     /// Files that exist but could not be read.
     pub(super) unreadable: Vec<(PathBuf, io::Error)>,
+    /// A file that must not be used.
+    pub(super) refused: Option<PathBuf>,
 }
 
 /// A line that applies to the host.
@@ -62,14 +69,17 @@ pub(super) enum Verdict {
 
 impl Record {
     /// Collects what `files` say about `host` at `port`. Missing files are empty ones.
-    pub(super) fn read(files: &[PathBuf], host: &str, port: u16) -> Self {
+    pub(super) fn read(files: &[NamedFile], host: &str, port: u16) -> Self {
         let mut record = Self { name: recorded_name(host, port), ..Self::default() };
         let bare = host.to_lowercase();
         for file in files {
+            let path = &file.path;
             match read_file(file) {
-                Ok(text) => record.collect(file, &text, &bare),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => record.unreadable.push((file.clone(), error)),
+                Ok(text) => record.collect(path, &text, &bare),
+                Err(error) if error.is_not_found() => {}
+                Err(PathError::Outside) => record.refused = Some(path.clone()),
+                Err(PathError::Io(error)) => record.unreadable.push((path.clone(), error)),
+                Err(error) => record.unreadable.push((path.clone(), io::Error::other(error.to_string()))),
             }
         }
         record
@@ -136,21 +146,15 @@ pub(super) fn fingerprint(key: &PublicKey) -> String {
 /// Two programs, or two connections of this one, that do so at once do not disturb each other: the file is locked, the
 /// key is judged again by what was added meanwhile, and the line is one write. Returns that judgement; the key was added
 /// if it is `Unknown`. Blocking; at most about two seconds.
-pub(super) fn remember(file: &Path, name: &str, key: &PublicKey) -> io::Result<Verdict> {
-    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let mut open = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file)?;
-    if !open.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
+pub(super) fn remember(file: &NamedFile, name: &str, key: &PublicKey) -> io::Result<Verdict> {
+    let mut open = open_to_append(file)?;
     lock(&open)?;
     open.seek(SeekFrom::Start(0))?;
     let mut text = Vec::new();
     (&open).take(MAX_BYTES).read_to_end(&mut text)?;
     let text = String::from_utf8_lossy(&text);
     let mut record = Record { name: name.to_owned(), ..Record::default() };
-    record.collect(file, &text, name);
+    record.collect(&file.path, &text, name);
     let verdict = record.judge(key);
     if verdict != Verdict::Unknown {
         return Ok(verdict);
@@ -162,6 +166,23 @@ pub(super) fn remember(file: &Path, name: &str, key: &PublicKey) -> io::Result<V
     let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     open.write_all(format!("{gap}{}\n", entry_line(name, key)).as_bytes())?;
     Ok(Verdict::Unknown)
+}
+
+fn open_to_append(file: &NamedFile) -> io::Result<File> {
+    let path = &file.path;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let (Some(roots), Some(name)) = (&file.write_roots, path.file_name()) {
+        let folder = Folder::make(folder, roots).map_err(|error| match error {
+            PathError::Io(error) => error,
+            error => io::Error::other(error.to_string()),
+        })?;
+        return folder.file(name, OFlags::CREATE | OFlags::APPEND);
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    // A pipe in its place must not hold us up.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let open = OpenOptions::new().read(true).append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+    if open.metadata()?.is_file() { Ok(open) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
 /// Waits for the lock, but not for ever: the append itself is atomic, the lock only prevents double lines.
@@ -185,16 +206,13 @@ fn looks_like_known_hosts(text: &str) -> bool {
         || content.any(|line| line.starts_with('@') || parse_line(line).is_some_and(|l| l.2().is_some()))
 }
 
-fn read_file(file: &Path) -> io::Result<String> {
-    let metadata = fs::metadata(file)?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(io::Error::other("it is larger than 16 MiB"));
+fn read_file(file: &NamedFile) -> Result<String, PathError> {
+    let file = file.open()?;
+    if file.metadata()?.len() > MAX_BYTES {
+        return Err(PathError::Io(io::Error::other("it is larger than 16 MiB")));
     }
     let mut bytes = Vec::new();
-    File::open(file)?.take(MAX_BYTES).read_to_end(&mut bytes)?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -242,7 +260,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("known_hosts");
         fs::write(&file, content).unwrap();
-        Record::read(&[file], host, port).judge(&key(ONE))
+        Record::read(&[file.into()], host, port).judge(&key(ONE))
     }
 
     #[test]
@@ -303,14 +321,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("known_hosts");
         fs::write(&file, format!("@revoked box {ONE}\n[box]:23 {ECDSA}\nbox {TWO}\n")).unwrap();
-        assert_eq!(Record::read(std::slice::from_ref(&file), "box", 22).algorithms(), [Algorithm::Ed25519]);
-        assert_eq!(Record::read(std::slice::from_ref(&file), "box", 23).algorithms(), [key(ECDSA).algorithm()]);
-        assert_eq!(Record::read(&[file], "other", 22).algorithms(), []);
+        assert_eq!(Record::read(&[file.clone().into()], "box", 22).algorithms(), [Algorithm::Ed25519]);
+        assert_eq!(Record::read(&[file.clone().into()], "box", 23).algorithms(), [key(ECDSA).algorithm()]);
+        assert_eq!(Record::read(&[file.into()], "other", 22).algorithms(), []);
     }
 
     #[test]
     fn missing_files_are_empty_and_odd_ones_unreadable() {
-        let record = Record::read(&["/nonexistent/known_hosts".into(), "/dev/zero".into()], "box", 22);
+        let record =
+            Record::read(&["/nonexistent/known_hosts", "/dev/zero"].map(|file| PathBuf::from(file).into()), "box", 22);
         assert_eq!(record.judge(&key(ONE)), Verdict::Unknown);
         assert_eq!(record.unreadable.len(), 1);
     }
@@ -321,16 +340,16 @@ mod tests {
         let file = folder.path().join("new/known_hosts");
         thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| remember(&file, "[box]:2222", &key(ONE)).unwrap());
+                scope.spawn(|| remember(&file.clone().into(), "[box]:2222", &key(ONE)).unwrap());
             }
         });
-        assert_eq!(remember(&file, "other", &key(TWO)).unwrap(), Verdict::Unknown);
-        let late = remember(&file, "[box]:2222", &key(TWO)).unwrap();
+        assert_eq!(remember(&file.clone().into(), "other", &key(TWO)).unwrap(), Verdict::Unknown);
+        let late = remember(&file.clone().into(), "[box]:2222", &key(TWO)).unwrap();
         assert!(matches!(late, Verdict::Changed { line: 1, .. }), "the first one stays: {late:?}");
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("[box]:2222 {ONE}\nother {TWO}\n"));
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(file.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
-        assert_eq!(Record::read(&[file], "box", 2222).judge(&key(ONE)), Verdict::Known);
+        assert_eq!(Record::read(&[file.into()], "box", 2222).judge(&key(ONE)), Verdict::Known);
     }
 
     #[test]
@@ -338,11 +357,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("known_hosts");
         fs::write(&file, format!("box {ONE}")).unwrap();
-        remember(&file, "other", &key(TWO)).unwrap();
+        remember(&file.clone().into(), "other", &key(TWO)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("box {ONE}\nother {TWO}\n"));
         let profile = folder.path().join(".bashrc");
         fs::write(&profile, "export A=1\nalias x=y\n").unwrap();
-        assert!(remember(&profile, "box", &key(ONE)).is_err());
+        assert!(remember(&profile.clone().into(), "box", &key(ONE)).is_err());
         assert_eq!(fs::read_to_string(&profile).unwrap(), "export A=1\nalias x=y\n");
     }
 }

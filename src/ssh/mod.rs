@@ -12,6 +12,7 @@
 //! Read in this order: `target`, `pool`, `session`, `tunnel`, `transfer`; below them `route` (what `~/.ssh/config` adds),
 //! `connection` (one SSH connection), `auth`, `known_hosts`, `channel` and `checksum`.
 
+mod allowed_hosts;
 mod auth;
 mod channel;
 mod checksum;
@@ -23,6 +24,7 @@ mod error;
 pub(crate) mod fuzz;
 mod keys;
 mod known_hosts;
+mod named_file;
 mod pattern;
 mod peer;
 mod pool;
@@ -41,6 +43,7 @@ mod words;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use allowed_hosts::AllowedHosts;
 pub use error::{SshError, SshErrorKind, Unreachable};
 pub use pool::Pool;
 pub use session::Session;
@@ -48,6 +51,8 @@ pub use target::{Target, TargetError};
 pub use transfer::{Stat, Transfer};
 pub use transfer_error::TransferError;
 pub use tunnel::{Tunnel, TunnelStream};
+
+use crate::files::Roots;
 
 /// How this program connects, for everything that the connection string and `~/.ssh/config` leave open.
 ///
@@ -73,6 +78,12 @@ pub struct Options {
     pub keepalive: Duration,
     /// The configuration file to read instead of `~/.ssh/config`.
     pub config_file: Option<PathBuf>,
+    /// The hosts that may be connected to, jump hosts included; `None` allows all.
+    pub allowed_hosts: Option<AllowedHosts>,
+    /// Where files that a connection string names must lie.
+    pub read_roots: Roots,
+    /// Where a record of host keys that a connection string names must lie as well, since new keys are written there.
+    pub write_roots: Roots,
 }
 
 impl Default for Options {
@@ -87,6 +98,9 @@ impl Default for Options {
             connect_attempts: 3,
             keepalive: Duration::from_secs(15),
             config_file: None,
+            allowed_hosts: None,
+            read_roots: Roots::anywhere(),
+            write_roots: Roots::anywhere(),
         }
     }
 }

@@ -25,6 +25,7 @@ use super::{
     known_hosts::{self, Record, Verdict},
     route::Endpoint,
 };
+use crate::text::clip;
 
 /// What the connection's task tells the rest of us.
 #[derive(Debug, Default)]
@@ -237,7 +238,7 @@ impl client::Handler for Peer {
     async fn disconnected(&mut self, reason: client::DisconnectReason<Fault>) -> Result<(), Fault> {
         let (said, text, result) = match reason {
             client::DisconnectReason::ReceivedDisconnect(info) => {
-                (true, format!("the box said: {}", info.message), Ok(()))
+                (true, format!("the box said: {}", clip(&info.message)), Ok(()))
             }
             client::DisconnectReason::Error(fault) if self.shared.leaving.load(Ordering::Relaxed) => {
                 (false, "it was closed on this side".to_owned(), Err(fault))
@@ -270,7 +271,12 @@ impl Peer {
     /// Whether the policy lets this host key pass. One that is seen for the first time is put on record.
     async fn check(&self, key: &PublicKey) -> Result<(), SshError> {
         match self.endpoint.host_keys {
-            HostKeyPolicy::Off => Ok(()),
+            HostKeyPolicy::Off => {
+                let fingerprint = known_hosts::fingerprint(key);
+                let address = self.endpoint.address();
+                tracing::warn!("the host key of {address} was not checked, as its policy is off: {fingerprint}");
+                Ok(())
+            }
             HostKeyPolicy::Strict => self.settle(self.record.judge(key), key),
             HostKeyPolicy::AcceptNew => match self.record.judge(key) {
                 Verdict::Unknown => self.remember(key).await,
@@ -290,7 +296,7 @@ impl Peer {
             }
             Verdict::Unknown => Err(SshError::HostKeyUnknown {
                 fingerprint,
-                file: self.endpoint.known_hosts.first().cloned().unwrap_or_default(),
+                file: self.endpoint.known_hosts.first().map(|file| file.path.clone()).unwrap_or_default(),
                 entry: known_hosts::entry_line(&host, key),
                 host,
             }),
@@ -301,8 +307,9 @@ impl Peer {
     /// recorded is only a warning: this connection is as safe as a recorded one.
     async fn remember(&self, key: &PublicKey) -> Result<(), SshError> {
         let Some(file) = self.endpoint.known_hosts.first().cloned() else { return Ok(()) };
-        let (path, name, new) = (file.clone(), self.record.name.clone(), key.clone());
-        let error = match blocking(move || known_hosts::remember(&path, &name, &new)).await {
+        let (named, name, new) = (file.clone(), self.record.name.clone(), key.clone());
+        let file = file.path;
+        let error = match blocking(move || known_hosts::remember(&named, &name, &new)).await {
             Ok(Ok(Verdict::Unknown)) => {
                 let fingerprint = known_hosts::fingerprint(key);
                 tracing::info!("new host key of {} recorded in {}: {fingerprint}", self.record.name, file.display());

@@ -154,6 +154,19 @@ impl Pool {
         Ok(Session::new(Arc::clone(&self.shared), lease, control, target.clone(), warnings))
     }
 
+    /// Whether the way to a target keeps to what the operator allows: its hosts, and the files that it names. Blocks:
+    /// reads `~/.ssh/config`.
+    ///
+    /// # Errors
+    /// [`SshError::HostRefused`] and [`SshError::FileRefused`] only; what else is wrong shows when connecting.
+    pub fn check(&self, target: &Target) -> Result<(), SshError> {
+        let found = Route::resolve(target, &self.shared.options).and_then(|(route, _)| route.check_files());
+        match found {
+            Err(error @ (SshError::HostRefused { .. } | SshError::FileRefused { .. })) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// What the user should know about the way to a target before it is taken, such as lines of `~/.ssh/config` that
     /// are not used. [`connect`](Self::connect) gives the same with its session, if it comes to one.
     pub async fn warnings(&self, target: &Target) -> Vec<String> {

@@ -4,14 +4,11 @@
 //! defaults (the local user, port 22). Reads files, so it runs once per connect and off the async threads. Two targets
 //! with the same route share their connections.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{env, fs, path::Path, time::Duration};
 
 use super::{
-    HostKeyPolicy, Options, SshError, Target, config_file,
+    HostKeyPolicy, Options, SshError, Target, config_file, known_hosts,
+    named_file::NamedFile,
     settings::{HostKeyChoice, MAX_JUMPS, Settings},
     target::{self, Destination},
 };
@@ -32,14 +29,14 @@ pub(super) struct Endpoint {
     /// The name in known_hosts, if it is not the host's.
     pub(super) host_key_alias: Option<String>,
     /// Keys named by the connection string, `~/.ssh/config` or the options, in this order.
-    pub(super) identity_files: Vec<PathBuf>,
+    pub(super) identity_files: Vec<NamedFile>,
     pub(super) identities_only: bool,
     pub(super) connect_timeout: Duration,
     pub(super) keepalive: Duration,
     pub(super) keepalive_max: u32,
     pub(super) host_keys: HostKeyPolicy,
     /// The first one receives new keys. Empty: nothing is on record, and nothing gets there.
-    pub(super) known_hosts: Vec<PathBuf>,
+    pub(super) known_hosts: Vec<NamedFile>,
 }
 
 impl Endpoint {
@@ -47,23 +44,50 @@ impl Endpoint {
     pub(super) fn address(&self) -> String {
         target::address(&self.host, self.port)
     }
+
+    fn check_files(&self) -> Result<(), SshError> {
+        let keys = self.identity_files.iter().map(|file| (file, "read_roots"));
+        let records = self.known_hosts.iter().map(|file| (file, known_hosts::ROOTS));
+        match keys.chain(records).find(|(file, _)| file.is_outside()) {
+            Some((file, keys)) => Err(SshError::FileRefused { path: file.path.clone(), keys }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Route {
+    /// Whether every file that the connection string names may be used. Blocks for the file system only.
+    ///
+    /// # Errors
+    /// [`SshError::FileRefused`] names the first that may not.
+    pub(super) fn check_files(&self) -> Result<(), SshError> {
+        self.hops.iter().try_for_each(Endpoint::check_files)
+    }
+
     /// Resolves a target. Blocking: reads `~/.ssh/config`.
+    ///
+    /// # Errors
+    /// [`SshError::HostRefused`] if one of the hosts on the way is not allowed.
     pub(super) fn resolve(target: &Target, options: &Options) -> Result<(Self, Vec<String>), SshError> {
-        let mut resolver = Resolver { options, hops: Vec::new(), warnings: Vec::new() };
+        let mut resolver = Resolver { options, given: &target.settings, hops: Vec::new(), warnings: Vec::new() };
         let settings = resolver.complete(&target.host, target.settings.clone());
         let jumps = settings.jumps.clone().unwrap_or_default();
         resolver.through(&target.host, &settings, &jumps, &target.settings.identity_files, 0)?;
         let destination = resolver.endpoint(&target.host, settings);
         resolver.hops.push(destination);
+        if let Some(allowed) = &options.allowed_hosts
+            && let Some(hop) = resolver.hops.iter().find(|hop| !allowed.allow(&hop.user, &hop.host, hop.port))
+        {
+            return Err(SshError::HostRefused { destination: format!("{}@{}", hop.user, hop.address()) });
+        }
         Ok((Self { hops: resolver.hops }, resolver.warnings))
     }
 }
 
 struct Resolver<'a> {
     options: &'a Options,
+    /// What the connection string itself says.
+    given: &'a Settings,
     hops: Vec<Endpoint>,
     warnings: Vec<String>,
 }
@@ -144,15 +168,28 @@ impl Resolver<'_> {
             });
             expand_home(Path::new(&text))
         };
-        let mut identity_files: Vec<PathBuf> = Vec::new();
-        for file in settings.identity_files.iter().map(path).chain(options.identity_files.iter().cloned()) {
-            if !identity_files.contains(&file) {
+        let identity = |text: &String| {
+            let path = path(text);
+            // Naming a key that is tried anyway gives nobody more than it did before.
+            if self.given.identity_files.contains(text) && !options.identity_files.contains(&path) {
+                NamedFile::confined(path, options)
+            } else {
+                path.into()
+            }
+        };
+        let mut identity_files: Vec<NamedFile> = Vec::new();
+        let own = options.identity_files.iter().cloned().map(NamedFile::from);
+        for file in settings.identity_files.iter().map(identity).chain(own) {
+            if !identity_files.iter().any(|known| known.path == file.path) {
                 identity_files.push(file);
             }
         }
         let known_hosts = match &settings.known_hosts {
-            Some(files) => files.iter().map(path).collect(),
-            None => vec![options.known_hosts.clone()],
+            Some(files) if self.given.known_hosts.as_ref() == Some(files) => {
+                files.iter().map(|file| NamedFile::confined_both_ways(path(file), options)).collect()
+            }
+            Some(files) => files.iter().map(|file| path(file).into()).collect(),
+            None => vec![options.known_hosts.clone().into()],
         };
         let keepalive = match settings.alive_interval {
             Some(Duration::ZERO) => {
@@ -223,6 +260,8 @@ fn local_user() -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// Resolves `text` with this `~/.ssh/config`.
@@ -237,6 +276,10 @@ mod tests {
             ..Options::default()
         };
         Route::resolve(&Target::parse(text).unwrap(), &options)
+    }
+
+    fn named(path: &str) -> NamedFile {
+        PathBuf::from(path).into()
     }
 
     fn addresses(text: &str, config: &str) -> Vec<String> {
@@ -256,13 +299,13 @@ mod tests {
                 port: 2,
                 user: "file".into(),
                 host_key_alias: None,
-                identity_files: vec!["/r".into(), "/f/file@10.0.0.gpu:2%".into(), "/service".into()],
+                identity_files: ["/r", "/f/file@10.0.0.gpu:2%", "/service"].map(named).into(),
                 identities_only: true,
                 connect_timeout: Duration::from_secs(10),
                 keepalive: Duration::from_secs(15),
                 keepalive_max: 3,
                 host_keys: HostKeyPolicy::AcceptNew,
-                known_hosts: vec!["/known".into()],
+                known_hosts: vec![named("/known")],
             }]
         );
         assert_eq!(warnings.len(), 1);
@@ -282,7 +325,7 @@ mod tests {
         assert_eq!(addresses("ssh u@box", "Host box\nProxyJump u@a,u@b\n"), ["u@a:22", "u@b:22", "u@box:22"]);
         assert_eq!(addresses("ssh -J none u@box", "Host box\nProxyJump a\n"), ["u@box:22"]);
         let (route, _) = resolve("ssh -i /mine -J a u@box", config).unwrap();
-        assert!(route.hops.iter().all(|hop| hop.identity_files == [Path::new("/mine"), Path::new("/service")]));
+        assert!(route.hops.iter().all(|hop| hop.identity_files == ["/mine", "/service"].map(named)));
     }
 
     #[test]

@@ -8,7 +8,6 @@
 use std::{
     fmt,
     io::{self, SeekFrom},
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,15 +21,20 @@ use russh_sftp::{
 };
 use sha2::{Digest, Sha256};
 use tokio::{
+    fs::File as LocalFile,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
     sync::OwnedSemaphorePermit,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{Session, SshError, TransferError, checksum, connection::Connection, sftp::SftpChannel};
+use crate::text::clip;
 
 /// When nothing has moved for so long, a transfer has failed.
 pub(super) const STALL: Duration = Duration::from_secs(30);
+/// The longest that one request may take while bytes move, in which others stand in line before it. Bytes that answer
+/// nothing count for nothing then.
+const LONGEST_STEP: Duration = Duration::from_secs(600);
 /// How long finding out why a write failed may take.
 const INQUIRY: Duration = Duration::from_secs(10);
 /// What OpenSSH reads and writes at once (255 KiB).
@@ -95,16 +99,15 @@ impl Transfer {
         }
     }
 
-    /// Copies a local file to a file on the box and returns the size that it has then. The box confirms every byte.
+    /// Copies a local file, from its beginning, to a file on the box and returns the size that it has then. The box confirms every byte.
     ///
     /// With 0 for `from` the file is new; otherwise the first `from` bytes are there already, and the rest is written
     /// behind them. Whatever was written when it fails, or when the future is dropped, stays.
     ///
     /// # Errors
     /// [`TransferError::AlreadyExists`] if there is such a file and it should be new; see there for the others.
-    pub async fn upload(&self, local: &Path, remote: &str, from: u64) -> Result<u64, TransferError> {
-        let reading = |source| TransferError::Local { what: format!("could not read {}", local.display()), source };
-        let mut source = tokio::fs::File::open(local).await.map_err(reading)?;
+    pub async fn upload(&self, mut source: LocalFile, remote: &str, from: u64) -> Result<u64, TransferError> {
+        let reading = |source| TransferError::Local { what: format!("could not read what goes to {remote}"), source };
         source.set_max_buf_size(CHUNK);
         source.seek(SeekFrom::Start(from)).await.map_err(reading)?;
         let mut target = self.open_for_writing(remote, from).await?;
@@ -126,17 +129,17 @@ impl Transfer {
         }
     }
 
-    /// Copies a file of the box into `into`, but for its first `from` bytes, and returns how many were copied.
+    /// Copies a file of `size` bytes into `into`, but for its first `from` bytes, and returns how many were copied.
     ///
     /// # Errors
-    /// [`TransferError::TooLarge`] as soon as the file has more than `limit` bytes, with none beyond that written;
-    /// [`TransferError::Local`] if `into` fails; see there for the others. Whatever was written by then stays written.
+    /// [`TransferError::TooLarge`] as soon as the file has more than `size` bytes, with none beyond that written, and
+    /// [`TransferError::TooShort`] if it has fewer; [`TransferError::Local`] if `into` fails; see there for the others. Whatever was written by then stays written.
     pub async fn download<W: AsyncWrite + Unpin>(
         &self,
         remote: &str,
         from: u64,
         into: &mut W,
-        limit: u64,
+        size: u64,
     ) -> Result<u64, TransferError> {
         let writing =
             |source| TransferError::Local { what: format!("could not write what came from {remote}"), source };
@@ -150,13 +153,16 @@ impl Transfer {
                 break;
             }
             copied += length as u64;
-            if from + copied > limit {
-                return Err(TransferError::TooLarge { path: remote.to_owned(), limit });
+            if from + copied > size {
+                return Err(TransferError::TooLarge { path: remote.to_owned(), limit: size });
             }
             into.write_all(&chunk[..length]).await.map_err(writing)?;
         }
         into.flush().await.map_err(writing)?;
         self.guard(remote, async { Ok(source.close().await?) }).await?;
+        if from + copied < size {
+            return Err(TransferError::TooShort { path: remote.to_owned(), size });
+        }
         Ok(copied)
     }
 
@@ -273,7 +279,7 @@ impl Transfer {
         self.channel.as_ref().ok_or_else(|| Failure::Status(format!("{path}: the channel is closed")))
     }
 
-    /// Runs one step, unless the connection breaks or nothing moves any more.
+    /// Runs one step, unless the connection breaks, nothing moves any more, or it takes far too long.
     async fn guard<T>(&self, path: &str, step: impl Future<Output = Result<T, Failure>>) -> Result<T, TransferError> {
         let stalled = async {
             match &self.channel {
@@ -289,6 +295,9 @@ impl Transfer {
             },
             () = self.connection.gone.cancelled() => Failure::Sftp(SftpError::IO(String::new())),
             () = stalled => Failure::Sftp(SftpError::Timeout),
+            () = sleep(LONGEST_STEP) => {
+                Failure::Sftp(SftpError::IO(format!("no answer for {} s", LONGEST_STEP.as_secs())))
+            }
         };
         Err(self.explain(path, failure))
     }
@@ -328,7 +337,7 @@ impl Transfer {
 }
 
 fn other(path: &str, reason: &str) -> TransferError {
-    TransferError::Other { path: path.to_owned(), reason: reason.to_owned() }
+    TransferError::Other { path: path.to_owned(), reason: clip(reason) }
 }
 
 impl Drop for Transfer {

@@ -44,6 +44,14 @@ pub enum TransferError {
         /// The limit.
         limit: u64,
     },
+    /// The file has fewer bytes than asked for.
+    #[error("{path} ended before {size} bytes had come")]
+    TooShort {
+        /// On the box.
+        path: String,
+        /// The size that was asked for.
+        size: u64,
+    },
     /// The connection broke; the file may be there in part.
     #[error("{path} was not transferred completely: {source}")]
     ConnectionLost {
@@ -89,6 +97,7 @@ impl TransferError {
             | Self::AlreadyExists { .. }
             | Self::NoSpace { .. }
             | Self::TooLarge { .. }
+            | Self::TooShort { .. }
             | Self::Local { .. }
             | Self::Other { .. } => false,
         }

@@ -20,7 +20,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Something at our place is not ours.
-    #[error("{} is not a {expected} of this user; move it away or set [state] file to another place", path.display())]
+    #[error("{} is not {expected}; move it away or set [state] file to another place", path.display())]
     Foreign {
         /// Which path.
         path: PathBuf,

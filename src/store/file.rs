@@ -15,6 +15,13 @@ use super::StoreError;
 
 const TEMPORARY_SUFFIX: &str = ".tmp";
 
+/// What is put behind the name of a file that somebody else had put in the state file's place.
+const REPLACED: &str = ".replaced";
+
+/// What a file of ours must be, for [`StoreError::Foreign`].
+pub(super) const OWN_FILE: &str = "a regular file of this user";
+pub(super) const ONE_NAME: &str = "a file with this name alone (it is hard-linked to another name)";
+
 /// The state file, and what it looked like when it was read or written here last.
 #[derive(Debug)]
 pub(super) struct StateFile {
@@ -108,7 +115,7 @@ impl StateFile {
         if !foreign {
             return;
         }
-        let kept = beside(&self.path, ".replaced");
+        let kept = beside(&self.path, REPLACED);
         fs::remove_file(&kept).ok();
         match fs::hard_link(&self.path, &kept) {
             Ok(()) => {
@@ -120,7 +127,7 @@ impl StateFile {
 }
 
 fn read(path: &Path) -> Result<Option<(Identity, Vec<u8>)>, StoreError> {
-    let foreign = || StoreError::Foreign { path: path.to_owned(), expected: "regular file" };
+    let foreign = || StoreError::Foreign { path: path.to_owned(), expected: OWN_FILE };
     let open = OpenOptions::new().read(true).custom_flags(flags_without_following()).open(path);
     let mut file = match open {
         Ok(file) => file,
@@ -135,6 +142,10 @@ fn read(path: &Path) -> Result<Option<(Identity, Vec<u8>)>, StoreError> {
     if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
         return Err(foreign());
     }
+    // Else a file of ours that somebody has linked to this place would be taken for the state.
+    if has_other_names(&meta, path) {
+        return Err(StoreError::Foreign { path: path.to_owned(), expected: ONE_NAME });
+    }
     if meta.mode() & 0o077 != 0 {
         file.set_permissions(Permissions::from_mode(0o600)).map_err(StoreError::io("protect", path))?;
     }
@@ -142,6 +153,12 @@ fn read(path: &Path) -> Result<Option<(Identity, Vec<u8>)>, StoreError> {
     let mut content = Vec::new();
     file.read_to_end(&mut content).map_err(StoreError::io("read", path))?;
     Ok(Some((Identity::of(&meta), content)))
+}
+
+/// A crash in the middle of a write leaves a second name of our own making.
+fn has_other_names(meta: &Metadata, path: &Path) -> bool {
+    let is_kept = || fs::symlink_metadata(beside(path, REPLACED)).is_ok_and(|kept| kept.ino() == meta.ino());
+    meta.nlink() > 1 && !(meta.nlink() == 2 && is_kept())
 }
 
 fn remove_temporary(path: &Path) {

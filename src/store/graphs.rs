@@ -5,12 +5,14 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, DirBuilder, Permissions},
+    fs::{self, DirBuilder, File, Permissions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Mutex,
 };
+
+use tempfile::{NamedTempFile, PersistError};
 
 use super::{
     StoreError,
@@ -55,6 +57,20 @@ impl Graphs {
 
     /// Returns when the graph is on disk.
     pub(super) async fn save(&self, id: &WorkflowId, source: &Source) -> Result<KeptGraph, StoreError> {
+        self.write(id, source, |file, path| file.persist_noclobber(path)).await
+    }
+
+    /// Puts another graph in the place of the one that was saved, and returns when it is on disk.
+    pub(super) async fn replace(&self, id: &WorkflowId, source: &Source) -> Result<KeptGraph, StoreError> {
+        self.write(id, source, |file, path| file.persist(path)).await
+    }
+
+    async fn write(
+        &self,
+        id: &WorkflowId,
+        source: &Source,
+        persist: fn(NamedTempFile, &Path) -> Result<File, PersistError>,
+    ) -> Result<KeptGraph, StoreError> {
         let (this, id) = (self.clone(), id.clone());
         let content = serde_json::to_vec(&source.to_value())?;
         blocking(move || {
@@ -62,7 +78,7 @@ impl Graphs {
             let path = this.path(&id);
             let file = this.temporary(&content)?;
             let written = file.as_file().metadata().map_err(StoreError::io("write", &path))?;
-            file.persist_noclobber(&path).map_err(|error| match error.error.kind() {
+            persist(file, &path).map_err(|error| match error.error.kind() {
                 io::ErrorKind::AlreadyExists => StoreError::Taken,
                 _ => StoreError::io("write", &path)(error.error),
             })?;
@@ -128,7 +144,7 @@ impl Graphs {
     }
 
     /// The content in a file that is on the disk and has no lasting name yet.
-    fn temporary(&self, content: &[u8]) -> Result<tempfile::NamedTempFile, StoreError> {
+    fn temporary(&self, content: &[u8]) -> Result<NamedTempFile, StoreError> {
         let mut file = tempfile::Builder::new()
             .prefix(TEMPORARY_PREFIX)
             .tempfile_in(&self.folder)
@@ -165,7 +181,7 @@ fn make_private(folder: &Path) -> Result<(), StoreError> {
         found => found.map_err(StoreError::io("read", folder))?,
     };
     if !meta.is_dir() || meta.uid() != rustix::process::geteuid().as_raw() {
-        return Err(StoreError::Foreign { path: folder.to_owned(), expected: "folder" });
+        return Err(StoreError::Foreign { path: folder.to_owned(), expected: "a folder of this user" });
     }
     if meta.mode() & 0o077 != 0 {
         fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(StoreError::io("protect", folder))?;

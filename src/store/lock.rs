@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     StoreError,
-    file::{beside, flags_without_following},
+    file::{ONE_NAME, OWN_FILE, beside, flags_without_following},
 };
 
 /// Held as long as it is not dropped.
@@ -112,7 +112,7 @@ fn name_holder(mut lock: &File) {
 }
 
 fn open(path: &Path) -> Result<File, StoreError> {
-    let foreign = || StoreError::Foreign { path: path.to_owned(), expected: "regular file" };
+    let foreign = |expected| StoreError::Foreign { path: path.to_owned(), expected };
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -122,9 +122,13 @@ fn open(path: &Path) -> Result<File, StoreError> {
         .custom_flags(flags_without_following())
         .open(path)
         .map_err(|error| match fs::symlink_metadata(path) {
-            Ok(meta) if !meta.is_file() => foreign(),
+            Ok(meta) if !meta.is_file() => foreign(OWN_FILE),
             _ => StoreError::io("open", path)(error),
         })?;
     let meta = file.metadata().map_err(StoreError::io("read", path))?;
-    if meta.is_file() && meta.uid() == rustix::process::geteuid().as_raw() { Ok(file) } else { Err(foreign()) }
+    if !meta.is_file() || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(foreign(OWN_FILE));
+    }
+    // It is written to.
+    if meta.nlink() > 1 { Err(foreign(ONE_NAME)) } else { Ok(file) }
 }

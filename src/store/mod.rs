@@ -42,7 +42,7 @@ use graphs::{Graphs, KeptGraph};
 use lock::Lock;
 use writer::{Progress, Writer};
 
-use crate::workflow::{Event, Source, WorkflowId, WorkflowState};
+use crate::workflow::{Event, Graph, Source, WorkflowId, WorkflowState};
 
 /// A finished workflow younger than this is never trimmed.
 const KEEP_AT_LEAST: TimeDelta = TimeDelta::minutes(10);
@@ -200,7 +200,7 @@ impl Store {
         self.shared.map.read().workflows.get(id).map(|entry| entry.state.clone())
     }
 
-    /// What the file of a workflow held when it was accepted. That of an active one comes from memory.
+    /// What the file of a workflow held when it was accepted, or the graph that was settled since. That of an active one comes from memory.
     ///
     /// # Errors
     /// When its file is gone or broken.
@@ -210,6 +210,20 @@ impl Store {
             Some(kept) => Graphs::parse_kept(id, &kept),
             None => self.shared.graphs.load(id).await,
         }
+    }
+
+    /// Settles which graph an active workflow has, and returns when that is on disk. From then on it is its source.
+    ///
+    /// # Errors
+    /// When it can't be written; then the source stays as it was.
+    pub async fn settle_graph(&self, id: &WorkflowId, graph: Graph) -> Result<(), StoreError> {
+        let kept = self.shared.graphs.replace(id, &Source::Graph(graph)).await?;
+        if let Some(entry) = self.shared.map.write().workflows.get_mut(id)
+            && entry.state.is_active()
+        {
+            entry.graph = Some(Arc::new(kept));
+        }
+        Ok(())
     }
 
     /// The newest active workflow, else the newest of all.

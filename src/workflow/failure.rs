@@ -36,7 +36,7 @@ pub enum ErrorCode {
     DownloadFailed,
     /// A disk is full, here or on the box.
     DiskFull,
-    /// The box named a file that must not be written here.
+    /// The box named a file that must not be written here, or a path leads out of the configured folders.
     PathRefused,
     /// A configured limit was reached.
     LimitExceeded,

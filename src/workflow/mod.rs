@@ -17,6 +17,7 @@ pub mod inputs;
 pub mod node;
 pub mod output;
 pub mod request;
+pub mod secrets;
 pub mod source;
 pub mod state;
 
@@ -30,5 +31,6 @@ pub use id::{ClientId, NodeId, PromptId, ServerMark, WorkflowId};
 pub use node::{NodeState, NodeStatus};
 pub use output::{FileType, Folder, NodeOutput, Output, RemoteFile};
 pub use request::{Idempotency, Request};
+pub use secrets::Secrets;
 pub use source::{Source, WorkflowFormat};
 pub use state::{Lifecycle, Phase, Status, Submission, WorkflowState};

@@ -101,8 +101,7 @@ fn every_listed_mechanism_and_its_test_are_there() {
     let list: toml::Table = read("tests/mutants/list.toml").parse().unwrap();
     let mutants = list["mutant"].as_array().unwrap();
     assert!(mutants.len() >= 10, "{}", mutants.len());
-    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
-    let tests = String::from_utf8(tests.stdout).unwrap();
+    let tests = all_tests();
     for mutant in mutants {
         let text = |key: &str| mutant[key].as_str().unwrap_or_else(|| panic!("no {key} in {mutant}"));
         let times = read(text("file")).matches(text("line")).count();
@@ -110,7 +109,7 @@ fn every_listed_mechanism_and_its_test_are_there() {
         assert_ne!(text("line"), text("becomes"), "{}", text("mechanism"));
         let known = match mutant.get("unit") {
             Some(_) => unit_test_exists(text("file"), text("test")),
-            None => tests.lines().any(|line| line == format!("{}: test", text("test"))),
+            None => tests.iter().any(|test| test == text("test")),
         };
         assert!(known, "{}: there is no test {}", text("mechanism"), text("test"));
     }
@@ -128,12 +127,27 @@ fn unit_test_exists(file: &str, test: &str) -> bool {
 
 #[test]
 fn every_test_that_shows_a_guarantee_is_there() {
-    let tests = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
-    let tests = String::from_utf8(tests.stdout).unwrap();
-    let document = read("docs/GUARANTEES.md");
-    let named: Vec<&str> = document.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
-    assert!(named.len() > 40, "{}", named.len());
-    for name in named.into_iter().filter(|name| *name != "faults::comfyui") {
-        assert!(tests.lines().any(|line| line == format!("{name}: test")), "there is no test {name}");
+    assert!(tests_named_in("docs/GUARANTEES.md") > 40);
+}
+
+#[test]
+fn every_test_that_holds_off_a_threat_is_there() {
+    assert!(tests_named_in("docs/SECURITY.md") > 20);
+}
+
+/// How many tests a document names, all of which must be there.
+fn tests_named_in(document: &str) -> usize {
+    let (tests, text) = (all_tests(), read(document));
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(|code| code.contains("::")).collect();
+    for name in named.iter().filter(|name| **name != "faults::comfyui") {
+        assert!(tests.iter().any(|test| test == name), "{document}: there is no test {name}");
     }
+    named.len()
+}
+
+/// The names of the tests of this binary.
+fn all_tests() -> Vec<String> {
+    let listed = Command::new(std::env::current_exe().unwrap()).args(["--list"]).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect()
 }

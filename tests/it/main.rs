@@ -33,3 +33,4 @@ mod state_touched;
 mod stories;
 mod stuck;
 mod support;
+mod ui_files;

@@ -18,10 +18,6 @@ impl Stage {
     fn execute_as(&self, key: &str, body: &Value) -> RequestBuilder {
         self.service.client().request(Method::POST, EXECUTE).header("idempotency-key", key).json(body)
     }
-
-    async fn retry(&self, id: &str) -> (StatusCode, Value) {
-        answer(self.service.client().request(Method::POST, &format!("/comfyui/workflow/{id}/retry"))).await
-    }
 }
 
 #[tokio::test]
@@ -74,7 +70,7 @@ async fn a_finished_workflow_is_tried_again_from_the_graph_as_it_was_accepted() 
     stage.service.client().wait_for_status(&id, "failed", PATIENCE).await;
     // The file may change or go meanwhile.
     fs::remove_file(body["workflow_file"].as_str().unwrap()).unwrap();
-    let (status, started) = stage.retry(&id).await;
+    let (status, started) = stage.service.client().retry(&id).await;
     assert_eq!((status, &started["message"]), (StatusCode::OK, &json!("Workflow execution started")));
     let again = started["workflow_id"].as_str().unwrap();
     assert_ne!(again, id);
@@ -87,13 +83,13 @@ async fn a_finished_workflow_is_tried_again_from_the_graph_as_it_was_accepted() 
 async fn an_unknown_or_active_workflow_is_not_tried_again() {
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let stage = Stage::new().await;
-    let (status, refusal) = stage.retry("comfyui_workflow_1").await;
+    let (status, refusal) = stage.service.client().retry("comfyui_workflow_1").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert_eq!(refusal["message"], "Workflow not found: comfyui_workflow_1");
     let mut body = stage.request(&graphs::slow(&tag(), 1, 1));
     body["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", silent.local_addr().unwrap().port()));
     let id = stage.service.client().accepted(&body).await;
-    let (status, refusal) = stage.retry(&id).await;
+    let (status, refusal) = stage.service.client().retry(&id).await;
     assert_eq!(status, StatusCode::CONFLICT);
     assert_eq!(refusal["message"], format!("Workflow is still active: {id}"));
 }

@@ -66,14 +66,15 @@ impl WorkflowState {
     }
 
     fn note_texts(&mut self, node: &NodeId, texts: Vec<String>) -> bool {
-        let mut bytes: usize = self.texts.iter().map(|text| TEXT_BYTES + text.text.len()).sum();
+        let bytes_of = |text: &Text| TEXT_BYTES + text.node_id.as_str().len() + text.text.len();
+        let mut bytes: usize = self.texts.iter().map(bytes_of).sum();
         let mut changed = false;
         for text in texts {
             let text = Text { node_id: node.clone(), text };
             if self.texts.contains(&text) {
                 continue;
             }
-            bytes += TEXT_BYTES + text.text.len();
+            bytes += bytes_of(&text);
             if bytes > MAX_TEXTS_BYTES {
                 return self.warn("the run reports more texts than are kept; the rest is left out".to_owned())
                     | changed;
@@ -87,5 +88,10 @@ impl WorkflowState {
 
 fn bytes_of(output: &Output) -> usize {
     let remote = &output.remote;
-    OUTPUT_BYTES + remote.filename.len() + remote.subfolder.len() + remote.listed_as.len() + output.remote_path.len()
+    OUTPUT_BYTES
+        + output.node_id.as_str().len()
+        + remote.filename.len()
+        + remote.subfolder.len()
+        + remote.listed_as.len()
+        + output.remote_path.len()
 }

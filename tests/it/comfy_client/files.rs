@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -166,6 +167,10 @@ async fn a_login_page_is_not_taken_for_a_picture() {
     assert!(content.starts_with(b"<html>"));
 }
 
+async fn opened(path: &Path) -> tokio::fs::File {
+    tokio::fs::File::open(path).await.unwrap()
+}
+
 #[tokio::test]
 async fn an_upload_arrives_whole_and_under_its_name() {
     let answer = |headers: HeaderMap, body: Bytes| async move {
@@ -181,8 +186,8 @@ async fn an_upload_arrives_whole_and_under_its_name() {
     let path = folder.path().join("local");
     std::fs::write(&path, "x".repeat(300_000)).unwrap();
     let client = client(Router::new().route("/upload/image", post(answer))).await;
-    assert_eq!(client.upload_image(&path, "ünï \"q\".png").await.unwrap(), "s/ünï (1).png");
-    let error = client.upload_image(&folder.path().join("gone"), "x.png").await.unwrap_err();
+    assert_eq!(client.upload_image(opened(&path).await, "ünï \"q\".png").await.unwrap(), "s/ünï (1).png");
+    let error = client.upload_image(opened(folder.path()).await, "x.png").await.unwrap_err();
     assert!(matches!(error, ComfyError::Local { .. }), "{error}");
 }
 
@@ -193,7 +198,7 @@ async fn a_refused_upload_is_told() {
     std::fs::write(&path, "x").unwrap();
     let upload = |status, body: &'static str| {
         let path = path.clone();
-        async move { always((status, body)).await.upload_image(&path, "x.png").await.unwrap_err() }
+        async move { always((status, body)).await.upload_image(opened(&path).await, "x.png").await.unwrap_err() }
     };
     assert!(matches!(upload(StatusCode::PAYLOAD_TOO_LARGE, "").await, ComfyError::TooBig { .. }));
     assert!(matches!(upload(StatusCode::BAD_REQUEST, "").await, ComfyError::Status { status: 400, .. }));

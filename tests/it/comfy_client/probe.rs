@@ -80,7 +80,7 @@ async fn a_unix_socket_does_as_well() {
     let listener = UnixListener::bind(&path).unwrap();
     let router = Router::new().route("/system_stats", get(|| async { json_response(json!({"system": {}})) }));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    assert!(!Client::over_socket(&path).probe().await.unwrap().has_jobs_api);
-    let gone = Client::over_socket(&folder.path().join("gone")).probe().await.unwrap_err();
+    assert!(!Client::over_socket(&path, "a box").probe().await.unwrap().has_jobs_api);
+    let gone = Client::over_socket(&folder.path().join("gone"), "a box").probe().await.unwrap_err();
     assert!(matches!(gone, ComfyError::Unreachable { sent: false, .. }), "{gone}");
 }

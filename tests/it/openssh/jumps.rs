@@ -4,7 +4,7 @@ use std::fs;
 
 use comfy_remote::ssh::{SshError, SshErrorKind, Unreachable};
 
-use super::{Place, get, parsed, within};
+use super::{Place, get, opened, parsed, within};
 use crate::{
     loopback::{self, Deaf},
     support::sshd::{SshdOptions, user},
@@ -26,7 +26,7 @@ async fn jump_hosts_are_passed_through_one_after_the_other() {
     let tunnel = within(session.forward(address.port())).await.unwrap();
     assert_eq!(within(get(tunnel.socket())).await.unwrap(), "through two hops");
     let transfer = within(session.transfer()).await.unwrap();
-    let size = within(transfer.upload(&first.sshd.client_key(), &last.remote("uploaded"), 0)).await.unwrap();
+    let size = within(transfer.upload(opened(&first.sshd.client_key()), &last.remote("uploaded"), 0)).await.unwrap();
     assert_eq!(size, fs::metadata(last.path("uploaded")).unwrap().len());
 
     second.sshd.authorize_nobody();

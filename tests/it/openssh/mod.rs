@@ -109,6 +109,11 @@ fn parsed(text: &str) -> Target {
     Target::parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"))
 }
 
+/// A local file for an upload.
+fn opened(path: &Path) -> tokio::fs::File {
+    tokio::fs::File::from_std(fs::File::open(path).unwrap())
+}
+
 /// Gives a step of a test its deadline.
 async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(SOON, future).await.expect("took too long")

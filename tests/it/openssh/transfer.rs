@@ -10,7 +10,7 @@ use comfy_remote::ssh::{SshErrorKind, Stat, TransferError};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
-use super::{Place, proxy::Proxy, within};
+use super::{Place, opened, proxy::Proxy, within};
 use crate::support::sshd::SshdOptions;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,7 +34,7 @@ async fn large_files_arrive_whole_in_both_directions() {
     let transfer = within(session.transfer()).await.unwrap();
     let part = place.remote("large.part");
     let remote = place.remote("large here \u{e4}");
-    assert_eq!(within(transfer.upload(&place.path("large"), &part, 0)).await.unwrap(), 20_000_000);
+    assert_eq!(within(transfer.upload(opened(&place.path("large")), &part, 0)).await.unwrap(), 20_000_000);
     within(transfer.rename(&part, &remote)).await.unwrap();
     assert_eq!(within(transfer.stat(&part)).await.unwrap(), None);
     let modified = fs::metadata(&remote).unwrap().modified().unwrap().duration_since(UNIX_EPOCH).unwrap();
@@ -49,6 +49,8 @@ async fn large_files_arrive_whole_in_both_directions() {
     let error = within(transfer.download(&remote, 0, &mut back, 19_999_999)).await.unwrap_err();
     assert!(matches!(error, TransferError::TooLarge { limit: 19_999_999, .. }), "{error:?}");
     assert!(back.len() <= 19_999_999);
+    let error = within(transfer.download(&remote, 0, &mut Vec::new(), 20_000_001)).await.unwrap_err();
+    assert!(matches!(error, TransferError::TooShort { size: 20_000_001, .. }), "{error:?}");
     within(transfer.remove(&remote)).await.unwrap();
     assert_eq!(within(transfer.stat(&remote)).await.unwrap(), None);
     assert!(within(transfer.free_bytes(place.folder.path().to_str().unwrap())).await.unwrap().unwrap() > 0);
@@ -69,9 +71,9 @@ async fn many_small_files_pass_side_by_side() {
             fs::write(&local, &content).unwrap();
             let remote = folder.join(format!("in/{number}")).to_str().unwrap().to_owned();
             let transfer = session.transfer().await.unwrap();
-            assert_eq!(transfer.upload(&local, &remote, 0).await.unwrap(), content.len() as u64);
+            assert_eq!(transfer.upload(opened(&local), &remote, 0).await.unwrap(), content.len() as u64);
             let mut back = Vec::new();
-            transfer.download(&remote, 0, &mut back, 1 << 20).await.unwrap();
+            transfer.download(&remote, 0, &mut back, content.len() as u64).await.unwrap();
             assert_eq!(back, content);
         })
     });
@@ -107,18 +109,20 @@ async fn nothing_is_ever_overwritten_and_failures_are_told_apart() {
     fs::write(place.path("one"), "one").unwrap();
     fs::write(place.path("two"), "two").unwrap();
 
-    let error = within(transfer.upload(&place.path("one"), &path("two"), 0)).await.unwrap_err();
+    let error = within(transfer.upload(opened(&place.path("one")), &path("two"), 0)).await.unwrap_err();
     assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
     let error = within(transfer.rename(&path("one"), &path("two"))).await.unwrap_err();
     assert!(matches!(error, TransferError::AlreadyExists { .. }), "{error:?}");
     assert_eq!(fs::read_to_string(place.path("two")).unwrap(), "two");
     assert_eq!(fs::read_to_string(place.path("one")).unwrap(), "one");
 
-    let error = within(transfer.upload(&place.path("one"), &path("missing/one"), 0)).await.unwrap_err();
+    let error = within(transfer.upload(opened(&place.path("one")), &path("missing/one"), 0)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
-    let error = within(transfer.upload(&place.path("missing"), &path("three"), 0)).await.unwrap_err();
-    assert!(matches!(&error, TransferError::Local { source, .. } if source.kind() == ErrorKind::NotFound), "{error:?}");
-    assert!(!place.path("three").exists());
+    let error = within(transfer.upload(opened(place.folder.path()), &path("folder"), 0)).await.unwrap_err();
+    assert!(
+        matches!(&error, TransferError::Local { source, .. } if source.kind() == ErrorKind::IsADirectory),
+        "{error:?}"
+    );
     let error = within(transfer.download(&path("missing"), 0, &mut Vec::new(), 1)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("{} does not exist on the box", path("missing")));
@@ -164,7 +168,7 @@ async fn both_directions_go_on_where_they_were_cut() {
     let session = place.session().await;
     let transfer = within(session.transfer()).await.unwrap();
     let begun = place.remote("begun");
-    assert_eq!(within(transfer.upload(&place.path("whole"), &begun, 1_234_567)).await.unwrap(), 3_000_000);
+    assert_eq!(within(transfer.upload(opened(&place.path("whole")), &begun, 1_234_567)).await.unwrap(), 3_000_000);
     assert!(fs::read(place.path("begun")).unwrap() == content);
     let mut rest = Vec::new();
     assert_eq!(within(transfer.download(&begun, 1_234_567, &mut rest, 3_000_000)).await.unwrap(), 1_765_433);
@@ -172,7 +176,7 @@ async fn both_directions_go_on_where_they_were_cut() {
     assert_eq!(within(transfer.download(&begun, 3_000_000, &mut rest, 3_000_000)).await.unwrap(), 0);
     let error = within(transfer.download(&begun, 1_234_567, &mut Vec::new(), 2_999_999)).await.unwrap_err();
     assert!(matches!(error, TransferError::TooLarge { .. }), "{error:?}");
-    let error = within(transfer.upload(&place.path("whole"), &place.remote("missing"), 7)).await.unwrap_err();
+    let error = within(transfer.upload(opened(&place.path("whole")), &place.remote("missing"), 7)).await.unwrap_err();
     assert!(matches!(error, TransferError::NotFound { .. }), "{error:?}");
 }
 

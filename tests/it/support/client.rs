@@ -70,6 +70,11 @@ impl ApiClient {
         answer(self.request(Method::POST, &format!("/comfyui/workflow/{id}/cancel"))).await
     }
 
+    /// Asks to start a finished workflow again. Without a body or content type.
+    pub(crate) async fn retry(&self, id: &str) -> (StatusCode, Value) {
+        answer(self.request(Method::POST, &format!("/comfyui/workflow/{id}/retry"))).await
+    }
+
     /// Asks to fetch what is missing. Without a body or content type.
     pub(crate) async fn download(&self, id: &str) -> (StatusCode, Value) {
         answer(self.request(Method::POST, &format!("/comfyui/workflow/{id}/download"))).await
