@@ -12,6 +12,7 @@ mod added;
 mod definition;
 mod emit;
 mod expand;
+pub mod extract;
 mod finding;
 mod group_node;
 mod links;
