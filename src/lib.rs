@@ -12,6 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
+//!  convert                workflows as ComfyUI saves them -> prompts: no I/O, no clock
 //!  json, home             two small things that several parts need
 //!
 //!  sandbox                both far ends in miniature; shares no code with the rest

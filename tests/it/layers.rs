@@ -9,7 +9,8 @@ use std::{
 /// Each part, the other parts that it may name, and the crates that it must not.
 const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
-    ("convert", &["workflow", "json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("cli", &[], &["axum", "russh"]),
+    ("convert", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
     ("ssh", &["home"], &["axum", "reqwest", "tokio_tungstenite"]),

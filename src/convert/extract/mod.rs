@@ -166,7 +166,8 @@ fn take_as_workflow(document: &mut Value) -> Option<Workflow> {
         return Some(Workflow::Ui(document.take()));
     }
     let is_node = |node: &Value| node.get("class_type").is_some_and(Value::is_string);
-    (!fields.is_empty() && fields.values().all(is_node)).then(|| Workflow::Api(std::mem::take(fields)))
+    // One is enough to know the format; what is wrong with others is for whoever reads it as a graph.
+    fields.values().any(is_node).then(|| Workflow::Api(std::mem::take(fields)))
 }
 
 #[cfg(test)]
