@@ -139,6 +139,7 @@ impl<'a> Links<'a> {
         match (node.mode, &node.kind) {
             (Mode::Muted, _) => Ok(NOTHING),
             (Mode::Bypassed, _) => {
+                self.steps.set(self.steps.get().saturating_add(node.slots.len()));
                 let input = bypass(node, slot, wanted);
                 Ok(input.map_or(NOTHING, |input| Step::To(At::Input(instance, place, input, Some(wanted)))))
             }

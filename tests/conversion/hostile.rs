@@ -176,7 +176,44 @@ fn subgraphs_that_multiply_are_refused_before_they_are_made() {
     let mut subgraphs: Vec<Value> = names.windows(2).map(|pair| subgraph(&pair[0], &[pair[1].as_str(); 10])).collect();
     subgraphs.push(subgraph(&names[19], &["Loader"]));
     let error = with_subgraphs(&subgraphs).convert().unwrap_err();
-    assert!(matches!(error, ConvertError::TooManyNodes));
+    assert!(matches!(error, ConvertError::TooLarge));
+}
+
+/// A file in which one subgraph is used ten thousand times.
+fn used_often(mut subgraph: Value, values: &Value) -> Value {
+    subgraph["id"] = json!("often");
+    let inputs = subgraph["inputs"].clone();
+    let nodes: Vec<Value> = (1000..11_000)
+        .map(|id| json!({"id": id, "type": "often", "inputs": inputs, "properties": {}, "widgets_values": values}))
+        .collect();
+    json!({"nodes": nodes, "links": [], "definitions": {"subgraphs": [subgraph]}})
+}
+
+#[test]
+fn much_that_is_said_once_and_used_often_is_refused() {
+    let text = "x".repeat(1 << 20);
+    let long_text = json!({"nodes": [{"id": 1, "type": "Text", "widgets_values": [text]}], "inputs": []});
+    let names: Vec<Value> = (0..2000).map(|at| json!({"name": format!("in {at}"), "type": "MODEL"})).collect();
+    let wide = json!({"nodes": [{"id": 1, "type": "Sampler", "inputs": names}], "inputs": names});
+    let links: Vec<Value> = (0..2000).map(|slot| json!([slot, -10, slot, 1, 0, "STRING"])).collect();
+    let fed = json!({
+        "nodes": [{"id": 1, "type": "Text", "inputs": [{"name": "text", "type": "STRING", "link": 0}]}],
+        "links": links, "inputs": names
+    });
+    for (file, values) in [(long_text, json!([])), (wide, json!([])), (fed, json!(["y".repeat(1 << 20)]))] {
+        let file = used_often(file, &values);
+        let error = convert(&file, &crate::graphs::few(), &Options::default()).unwrap_err();
+        assert!(matches!(error, ConvertError::TooLarge), "{error}");
+    }
+}
+
+#[test]
+fn a_group_node_that_is_used_often_is_refused_too() {
+    let group = json!({"nodes": [{"id": -1, "type": "Text", "widgets_values": ["x".repeat(1 << 20)]}], "links": []});
+    let nodes: Vec<Value> = (0..300).map(|id| json!({"id": id, "type": "workflow>g"})).collect();
+    let file = json!({"nodes": nodes, "links": [], "extra": {"groupNodes": {"g": group}}});
+    let error = convert(&file, &crate::graphs::few(), &Options::default()).unwrap_err();
+    assert!(matches!(error, ConvertError::TooLarge), "{error}");
 }
 
 #[test]

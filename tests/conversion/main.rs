@@ -5,6 +5,7 @@
 mod cases;
 mod command;
 mod graphs;
+mod groups;
 mod hostile;
 mod packs;
 mod rates;
