@@ -104,7 +104,7 @@ pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> 
     let mut room = room::Room::new();
     group_node::into_subgraphs(&mut workflow, definitions, &mut room)?;
     let mut findings = Vec::new();
-    let graphs = loaded::load(&workflow, definitions, &mut findings);
+    let graphs = loaded::load(&workflow, definitions, &mut findings, &mut room)?;
     let instances = expand::expand(&graphs, &mut room)?;
     let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
     if findings.iter().any(|finding| finding.severity == Severity::Error) {

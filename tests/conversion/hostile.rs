@@ -182,9 +182,8 @@ fn subgraphs_that_multiply_are_refused_before_they_are_made() {
 /// A file in which one subgraph is used ten thousand times.
 fn used_often(mut subgraph: Value, values: &Value) -> Value {
     subgraph["id"] = json!("often");
-    let inputs = subgraph["inputs"].clone();
     let nodes: Vec<Value> = (1000..11_000)
-        .map(|id| json!({"id": id, "type": "often", "inputs": inputs, "properties": {}, "widgets_values": values}))
+        .map(|id| json!({"id": id, "type": "often", "properties": {}, "widgets_values": values}))
         .collect();
     json!({"nodes": nodes, "links": [], "definitions": {"subgraphs": [subgraph]}})
 }
@@ -200,7 +199,7 @@ fn much_that_is_said_once_and_used_often_is_refused() {
         "nodes": [{"id": 1, "type": "Text", "inputs": [{"name": "text", "type": "STRING", "link": 0}]}],
         "links": links, "inputs": names
     });
-    for (file, values) in [(long_text, json!([])), (wide, json!([])), (fed, json!(["y".repeat(1 << 20)]))] {
+    for (file, values) in [(long_text, json!([])), (wide, json!([])), (fed, json!(["y".repeat(1 << 10)]))] {
         let file = used_often(file, &values);
         let error = convert(&file, &crate::graphs::few(), &Options::default()).unwrap_err();
         assert!(matches!(error, ConvertError::TooLarge), "{error}");
