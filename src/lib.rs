@@ -12,6 +12,7 @@
 //!  ssh    comfy  store    ports: reaching a box, speaking ComfyUI's protocol, keeping the state
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
+//!  convert                workflows as ComfyUI saves them -> prompts: no I/O, no clock
 //!  files                  local files by paths that others choose
 //!  json, text, home       small things that several parts need
 //!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only

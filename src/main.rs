@@ -1,6 +1,8 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+mod cli;
+
+use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use comfy_remote::{
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Run the service (the default).
     Serve(ServeArgs),
+    /// Convert a workflow in UI format to the API format, which goes to standard output.
+    Convert(cli::ConvertArgs),
     /// Run an example workflow against a sandbox that stands in for the GPU machine.
     #[cfg(feature = "sandbox")]
     Demo(DemoArgs),
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
     match cli.command {
+        Some(Command::Convert(args)) => cli::convert(&args, &mut io::stdout().lock(), &mut io::stderr().lock()),
         None => serve(cli.serve).await,
         Some(Command::Serve(args)) => serve(args).await,
         #[cfg(feature = "sandbox")]

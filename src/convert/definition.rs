@@ -1,10 +1,13 @@
 //! Node definitions as `/object_info` gives them: which inputs a class has, in which order, and which of them are values
 //! that the user sets. Reads the tuples of old nodes and the objects of V3 nodes alike.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use indexmap::IndexMap;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
+
+use crate::json::{Bounded, parse_lenient_as};
 
 /// How deep choices with inputs of their own may stand in one another.
 const MAX_DEPTH: usize = 8;
@@ -16,6 +19,14 @@ pub struct NodeDefinitions {
 }
 
 impl NodeDefinitions {
+    /// Parses the whole answer of `/object_info` class by class, so that its size counts only once.
+    ///
+    /// # Errors
+    /// When it is not a JSON object, even with Python's bare `NaN` and `Infinity`, or a class takes too much memory.
+    pub fn parse(object_info: &[u8]) -> Result<Self, serde_json::Error> {
+        parse_lenient_as(object_info)
+    }
+
     /// Reads the whole answer of `/object_info`. What is no definition is left out.
     pub fn read(object_info: &Value) -> Self {
         let mut definitions = Self::default();
@@ -35,6 +46,30 @@ impl NodeDefinitions {
     /// The definition of a class.
     pub fn class(&self, name: &str) -> Option<&NodeDefinition> {
         self.classes.get(name)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeDefinitions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Classes)
+    }
+}
+
+struct Classes;
+
+impl<'de> Visitor<'de> for Classes {
+    type Value = NodeDefinitions;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("node definitions by class, as /object_info gives them")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NodeDefinitions, A::Error> {
+        let mut definitions = NodeDefinitions::default();
+        while let Some((class, raw)) = map.next_entry::<String, Bounded>()? {
+            definitions.insert(&class, &raw.0);
+        }
+        Ok(definitions)
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Options,
+    ConvertError, Options,
     finding::{Code, Finding, Severity},
     links::{Broken, End, Links},
     loaded::{Kind, Node, Source},
+    room::Room,
     text,
     ui::Mode,
     virtual_nodes::Virtual,
@@ -19,15 +20,27 @@ use super::{
 const MAX_FINDINGS: usize = 200;
 
 /// Writes all nodes; says what there is to say about them.
-pub(super) fn emit(links: &Links<'_>, options: &Options, findings: &mut Vec<Finding>) -> Map<String, Value> {
+///
+/// # Errors
+/// When the prompt would be too large.
+pub(super) fn emit(
+    links: &Links<'_>,
+    options: &Options,
+    findings: &mut Vec<Finding>,
+    room: &mut Room,
+) -> Result<Map<String, Value>, ConvertError> {
     let mut emitter = Emitter { links, options, findings, choices: 0, names: names(links) };
     let mut prompt = Map::new();
     for instance in 0..links.instances.len() {
         for place in 0..links.graphs[links.instances[instance].graph].nodes.len() {
-            emitter.node(instance, place, &mut prompt);
+            let Some((id, node)) = emitter.node(instance, place) else { continue };
+            room.take_copy(&node)?;
+            if prompt.insert(id, node).is_some() {
+                emitter.doubled(instance, place);
+            }
         }
     }
-    prompt
+    Ok(prompt)
 }
 
 /// Nodes of all instances by the name that file names can refer to: the names of references first, then titles.
@@ -64,36 +77,38 @@ enum Content {
 }
 
 impl Emitter<'_> {
-    fn node(&mut self, instance: usize, place: usize, prompt: &mut Map<String, Value>) {
+    /// A node's id and its entry in the prompt, if it has one.
+    fn node(&mut self, instance: usize, place: usize) -> Option<(String, Value)> {
         let node = self.links.node(instance, place);
-        if node.mode != Mode::Active {
-            return;
-        }
         match &node.kind {
+            _ if node.mode != Mode::Active => return None,
             Kind::Class => {}
             Kind::Unknown => return self.unknown(instance, node),
             Kind::Virtual(Virtual::Unsupported) => return self.unsupported(instance, node),
-            Kind::Subgraph(_) | Kind::Virtual(_) => return,
+            Kind::Subgraph(_) | Kind::Virtual(_) => return None,
         }
         if let Some((choice, value)) = &node.unknown_choice {
-            let message = format!("{choice} has the value {value}, which its definition does not offer");
-            let hint =
-                "the workflow was made with another version of the node; choose a value in ComfyUI and save again";
-            self.report(instance, node, Code::UnknownChoice, Some(choice), message, hint);
-            return;
+            self.unknown_choice(instance, node, choice, value);
+            return None;
         }
-        if node.missing_values > 0 {
-            let message = format!("{} of its values are not in the file and have their defaults", node.missing_values);
-            self.warn(instance, node, Code::MissingValues, message, "open the workflow in ComfyUI and save it again");
+        self.warn_of_counts(instance, node);
+        let mut inputs = self.widgets(instance, place, node);
+        for (at, slot) in node.slots.iter().enumerate().filter(|(_, slot)| slot.widget.is_none()) {
+            match self.content(instance, place, at) {
+                Some(Content::Link(link)) => _ = inputs.insert(slot.name.clone(), link),
+                Some(Content::Given(value)) => _ = inputs.insert(slot.name.clone(), Form::default().sent(value)),
+                Some(Content::Own(_)) | None => {}
+            }
         }
-        if node.extra_values > 0 {
-            let message = format!("{} saved values are more than its definition has places for", node.extra_values);
-            let hint = "if its pack fills in inputs in the browser, export the workflow with \"Export (API)\" instead";
-            self.warn(instance, node, Code::ExtraValues, message, hint);
-        }
+        let entry = json!({"inputs": inputs, "class_type": node.class, "_meta": {"title": node.title}});
+        Some((self.id(instance, node), entry))
+    }
+
+    /// The inputs that have widgets: what is linked to them, or what they hold.
+    fn widgets(&mut self, instance: usize, place: usize, node: &Node) -> Map<String, Value> {
+        let slots = node.slots.iter().enumerate();
+        let linked: HashMap<usize, usize> = slots.filter_map(|(at, slot)| Some((slot.widget?, at))).collect();
         let mut inputs = Map::new();
-        let linked: HashMap<usize, usize> =
-            node.slots.iter().enumerate().filter_map(|(at, slot)| Some((slot.widget?, at))).collect();
         for (at, widget) in node.widgets.iter().enumerate() {
             let content = linked.get(&at).and_then(|slot| self.content(instance, place, *slot));
             let value = match content {
@@ -102,30 +117,9 @@ impl Emitter<'_> {
                 Some(Content::Own(value)) => self.typed(instance, node, widget, value),
                 None => self.own(instance, place, widget),
             };
-            if let Some(value) = value {
-                inputs.insert(widget.name.clone(), value);
-            }
+            inputs.extend(value.map(|value| (widget.name.clone(), value)));
         }
-        for (at, slot) in node.slots.iter().enumerate().filter(|(_, slot)| slot.widget.is_none()) {
-            match self.content(instance, place, at) {
-                Some(Content::Link(link)) => _ = inputs.insert(slot.name.clone(), link),
-                Some(Content::Given(value)) => _ = inputs.insert(slot.name.clone(), Form::default().sent(value)),
-                Some(Content::Own(_)) | None => {}
-            }
-        }
-        let id = self.id(instance, node);
-        let entry = json!({"inputs": inputs, "class_type": node.class, "_meta": {"title": node.title}});
-        if prompt.insert(id, entry).is_some() {
-            let message = "has the id of another node, counted with the subgraphs around it".to_owned();
-            self.report(
-                instance,
-                node,
-                Code::DoubledId,
-                None,
-                message,
-                "open the workflow in ComfyUI and save it again",
-            );
-        }
+        inputs
     }
 
     fn id(&self, instance: usize, node: &Node) -> String {
@@ -264,27 +258,52 @@ impl Emitter<'_> {
         }
     }
 
-    fn unsupported(&mut self, instance: usize, node: &Node) {
+    fn doubled(&mut self, instance: usize, place: usize) {
+        let message = "has the id of another node, counted with the subgraphs around it".to_owned();
+        let hint = "open the workflow in ComfyUI and save it again";
+        self.report(instance, self.links.node(instance, place), Code::DoubledId, None, message, hint);
+    }
+
+    fn unknown_choice(&mut self, instance: usize, node: &Node, choice: &str, value: &Value) {
+        let message = format!("{choice} has the value {value}, which its definition does not offer");
+        let hint = "the workflow was made with another version of the node; choose a value in ComfyUI and save again";
+        self.report(instance, node, Code::UnknownChoice, Some(choice), message, hint);
+    }
+
+    fn warn_of_counts(&mut self, instance: usize, node: &Node) {
+        if node.missing_values > 0 {
+            let message = format!("{} of its values are not in the file and have their defaults", node.missing_values);
+            self.warn(instance, node, Code::MissingValues, message, "open the workflow in ComfyUI and save it again");
+        }
+        if node.extra_values > 0 {
+            let message = format!("{} saved values are more than its definition has places for", node.extra_values);
+            let hint = "if its pack fills in inputs in the browser, export the workflow with \"Export (API)\" instead";
+            self.warn(instance, node, Code::ExtraValues, message, hint);
+        }
+    }
+
+    fn unsupported<T>(&mut self, instance: usize, node: &Node) -> Option<T> {
         let message = format!("{} does its work in the browser, which is not supported", node.class);
         let hint = "remove the node in ComfyUI, or mute it, and save again";
         self.report(instance, node, Code::UnsupportedNode, None, message, hint);
+        None
     }
 
-    fn unknown(&mut self, instance: usize, node: &Node) {
+    fn unknown<T>(&mut self, instance: usize, node: &Node) -> Option<T> {
         if node.slots.is_empty() && node.outputs.is_empty() {
             let message = format!("the class {} is not among the node definitions; it was left out", node.class);
             self.warn(instance, node, Code::LeftOut, message, "nothing is linked to it, as with labels");
-            return;
+            return None;
         }
-        if is_uuid(&node.class) {
+        let (message, hint) = if is_uuid(&node.class) {
             let message = "is a subgraph that the file does not hold".to_owned();
-            let hint = "open the workflow in ComfyUI and save it again";
-            self.report(instance, node, Code::MissingNodeType, None, message, hint);
-            return;
-        }
-        let message = format!("the class {} is not among the node definitions", node.class);
-        let hint = "install the pack that brings it, or mute the node in ComfyUI and save again";
+            (message, "open the workflow in ComfyUI and save it again")
+        } else {
+            let message = format!("the class {} is not among the node definitions", node.class);
+            (message, "install the pack that brings it, or mute the node in ComfyUI and save again")
+        };
         self.report(instance, node, Code::MissingNodeType, None, message, hint);
+        None
     }
 
     fn broken(&mut self, instance: usize, node: &Node, input: &str, broken: Broken) {

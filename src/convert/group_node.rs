@@ -9,6 +9,7 @@ use super::{
     ConvertError, MAX_NODES,
     definition::{InputKind, NodeDefinitions},
     finding::{Code, Finding, Severity},
+    room::Room,
     ui::{Graph, Link, Node, Origin, Port, Slot, Workflow, whole},
     widgets::Layout,
 };
@@ -20,7 +21,11 @@ const PREFIXES: [&str; 2] = ["workflow>", "workflow/"];
 ///
 /// # Errors
 /// When a group holds what can't be told apart from outside: other groups, primitives, or reroutes at its edge.
-pub(super) fn into_subgraphs(workflow: &mut Workflow, definitions: &NodeDefinitions) -> Result<(), ConvertError> {
+pub(super) fn into_subgraphs(
+    workflow: &mut Workflow,
+    definitions: &NodeDefinitions,
+    room: &mut Room,
+) -> Result<(), ConvertError> {
     let name = |class: &str| PREFIXES.iter().find_map(|prefix| class.strip_prefix(prefix)).map(str::to_owned);
     let groups: Vec<(String, String)> =
         workflow.root.nodes.values().filter_map(|node| Some((node.id.clone(), name(&node.class)?))).collect();
@@ -29,13 +34,14 @@ pub(super) fn into_subgraphs(workflow: &mut Workflow, definitions: &NodeDefiniti
     for (id, name) in groups {
         let Some(raw) = workflow.group_nodes.get(&name) else { continue };
         let Some(node) = workflow.root.nodes.get_mut(&id) else { continue };
+        room.take_copy(raw)?;
         let group = Group::read(raw);
         if let Some(class) = group.unsupported() {
             return Err(refusal(node, class));
         }
         nodes += group.nodes.len();
         if nodes > MAX_NODES {
-            return Err(ConvertError::TooManyNodes);
+            return Err(ConvertError::TooLarge);
         }
         let graph = group.graph_for(node, definitions, &mut next);
         next = next.saturating_add(1);

@@ -87,10 +87,10 @@ impl<'a> Links<'a> {
                 break;
             }
             let next = match at {
-                At::Input(instance, place, slot, wanted) => self.from_input(instance, place, slot, wanted),
+                At::Input(instance, place, slot, wanted) => self.at_input(instance, place, slot, wanted),
                 At::Output(instance, place, slot, wanted) => {
                     direct = false;
-                    self.from_output(instance, place, slot, wanted)
+                    self.at_output(instance, place, slot, wanted)
                 }
             };
             match next? {
@@ -102,7 +102,7 @@ impl<'a> Links<'a> {
         Err(Broken::Circle)
     }
 
-    fn from_input(
+    fn at_input(
         &self,
         instance: usize,
         place: usize,
@@ -116,12 +116,12 @@ impl<'a> Links<'a> {
             Some(Source::Node { node, slot: output }) => {
                 Ok(Step::To(At::Output(instance, *node, *output, wanted.unwrap_or(&slot.link_type))))
             }
-            Some(Source::Input { input, .. }) => Ok(self.out_of_subgraph(instance, *input, wanted)),
+            Some(Source::Input { input, .. }) => Ok(self.outside_subgraph(instance, *input, wanted)),
         }
     }
 
     /// Goes on at the input of a subgraph's node, or takes the value that it has for that input.
-    fn out_of_subgraph(&self, instance: usize, input: usize, wanted: Option<&'a str>) -> Step<'a> {
+    fn outside_subgraph(&self, instance: usize, input: usize, wanted: Option<&'a str>) -> Step<'a> {
         let Some((outer, place)) = self.instances[instance].parent else { return NOTHING };
         let linked = self.node(outer, place).slots.get(input).is_some_and(|slot| slot.source.is_some());
         if linked {
@@ -134,16 +134,17 @@ impl<'a> Links<'a> {
         instance.defaults.get(&input).cloned().map_or(NOTHING, Step::Default)
     }
 
-    fn from_output(&self, instance: usize, place: usize, slot: usize, wanted: &'a str) -> Result<Step<'a>, Broken> {
+    fn at_output(&self, instance: usize, place: usize, slot: usize, wanted: &'a str) -> Result<Step<'a>, Broken> {
         let node = self.node(instance, place);
         match (node.mode, &node.kind) {
             (Mode::Muted, _) => Ok(NOTHING),
             (Mode::Bypassed, _) => {
+                self.steps.set(self.steps.get().saturating_add(node.slots.len()));
                 let input = bypass(node, slot, wanted);
                 Ok(input.map_or(NOTHING, |input| Step::To(At::Input(instance, place, input, Some(wanted)))))
             }
             (_, Kind::Class) => Ok(Step::End(End::Output(instance, place, slot))),
-            (_, Kind::Subgraph(_)) => self.into_subgraph(instance, place, slot, wanted),
+            (_, Kind::Subgraph(_)) => self.inside_subgraph(instance, place, slot, wanted),
             (_, Kind::Virtual(Virtual::Reroute | Virtual::Set(_))) => {
                 Ok(Step::To(At::Input(instance, place, 0, Some(wanted))))
             }
@@ -170,12 +171,12 @@ impl<'a> Links<'a> {
     }
 
     /// Goes on at what leaves the subgraph by that output.
-    fn into_subgraph(&self, instance: usize, place: usize, slot: usize, wanted: &'a str) -> Result<Step<'a>, Broken> {
+    fn inside_subgraph(&self, instance: usize, place: usize, slot: usize, wanted: &'a str) -> Result<Step<'a>, Broken> {
         let Some(&inner) = self.instances[instance].children.get(&place) else { return Ok(NOTHING) };
         match self.graphs[self.instances[inner].graph].outputs.get(&slot) {
             None => Ok(NOTHING),
             Some(Source::Missing(id)) => Err(Broken::Missing(id.clone())),
-            Some(Source::Input { input, .. }) => Ok(self.out_of_subgraph(inner, *input, Some(wanted))),
+            Some(Source::Input { input, .. }) => Ok(self.outside_subgraph(inner, *input, Some(wanted))),
             Some(Source::Node { node, slot, .. }) => Ok(Step::To(At::Output(inner, *node, *slot, wanted))),
         }
     }

@@ -7,13 +7,17 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::{
-    added,
+    ConvertError, added,
     definition::{InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
     finding::{Code, Finding, Severity},
+    room::Room,
     ui::{self, Link, Mode, Origin, Port, Workflow},
     virtual_nodes::{Virtual, use_everywhere},
     widgets::{Layout, Widget},
 };
+
+/// What an input takes, in values.
+const SLOT_VALUES: usize = 2;
 
 /// One graph with its nodes loaded. The root is the first of all.
 #[derive(Debug)]
@@ -112,7 +116,15 @@ pub(super) enum Source {
 }
 
 /// Loads the root and all subgraphs; says what it found wrong with them.
-pub(super) fn load(workflow: &Workflow, definitions: &NodeDefinitions, findings: &mut Vec<Finding>) -> Vec<Graph> {
+///
+/// # Errors
+/// When the nodes have more inputs than anybody draws.
+pub(super) fn load(
+    workflow: &Workflow,
+    definitions: &NodeDefinitions,
+    findings: &mut Vec<Finding>,
+    room: &mut Room,
+) -> Result<Vec<Graph>, ConvertError> {
     let subgraphs: HashMap<&str, usize> =
         workflow.subgraphs.keys().enumerate().map(|(at, id)| (id.as_str(), at + 1)).collect();
     let graphs = std::iter::once(&workflow.root).chain(workflow.subgraphs.values());
@@ -120,7 +132,7 @@ pub(super) fn load(workflow: &Workflow, definitions: &NodeDefinitions, findings:
         .map(|graph| {
             let loader = Loader { workflow, graph, definitions, subgraphs: &subgraphs };
             let mut loaded = Graph {
-                nodes: graph.nodes.values().map(|node| loader.node(node)).collect(),
+                nodes: graph.nodes.values().map(|node| loader.node(node, room)).collect::<Result<_, _>>()?,
                 places: graph.nodes.keys().enumerate().map(|(at, id)| (id.clone(), at)).collect(),
                 inputs: graph.inputs.clone(),
                 outputs: graph.into_outputs.iter().map(|(slot, link)| (*slot, loader.source(link))).collect(),
@@ -131,7 +143,7 @@ pub(super) fn load(workflow: &Workflow, definitions: &NodeDefinitions, findings:
                 findings.push(found.with_hint("open the workflow in ComfyUI and save it again"));
             }
             use_everywhere::link(&mut loaded, graph, findings);
-            loaded
+            Ok(loaded)
         })
         .collect()
 }
@@ -147,7 +159,7 @@ struct Loader<'a> {
 type Listed<'a> = IndexMap<&'a str, Slot>;
 
 impl Loader<'_> {
-    fn node(&self, node: &ui::Node) -> Node {
+    fn node(&self, node: &ui::Node, room: &mut Room) -> Result<Node, ConvertError> {
         let definition = self.definitions.class(&node.class);
         let kind = self.kind(node, definition);
         let display_name = definition.and_then(|definition| definition.display_name.clone());
@@ -173,12 +185,14 @@ impl Loader<'_> {
             (Kind::Class, Some(definition)) => class_slots(&mut loaded, node, definition, &mut listed),
             (Kind::Subgraph(at), _) => {
                 if let Some((_, subgraph)) = self.workflow.subgraphs.get_index(at - 1) {
+                    room.take_values(SLOT_VALUES * (subgraph.inputs.len() + subgraph.outputs.len()))?;
                     subgraph_slots(&mut loaded, subgraph, &mut listed);
                 }
             }
             _ => loaded.slots.extend(listed.drain(..).map(|(_, slot)| slot)),
         }
-        loaded
+        room.take_values(SLOT_VALUES * (loaded.slots.len() + loaded.widgets.len()))?;
+        Ok(loaded)
     }
 
     fn kind(&self, node: &ui::Node, definition: Option<&NodeDefinition>) -> Kind {

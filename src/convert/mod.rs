@@ -12,10 +12,13 @@ mod added;
 mod definition;
 mod emit;
 mod expand;
+pub mod extract;
 mod group_node;
 mod links;
 mod loaded;
+mod promoted;
 mod renumber;
+mod room;
 mod text;
 mod ui;
 mod virtual_nodes;
@@ -65,9 +68,9 @@ pub enum ConvertError {
     /// It is something else.
     #[error("is not a workflow in ComfyUI's UI format: it has no list of nodes")]
     NotUi,
-    /// More nodes than anybody draws, most likely by subgraphs in subgraphs.
-    #[error("has more than {MAX_NODES} nodes with all that its subgraphs hold")]
-    TooManyNodes,
+    /// Larger than anybody draws, most likely by subgraphs in subgraphs.
+    #[error("is too large: more than {MAX_NODES} nodes or 128 MiB of values, with all that its subgraphs hold")]
+    TooLarge,
     /// Constructs that can't be converted, with warnings among them.
     #[error("cannot be converted: {}", Several(.0))]
     Refused(Vec<Finding>),
@@ -112,14 +115,15 @@ pub fn classes(ui: &Value) -> BTreeSet<String> {
 pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> Result<Conversion, ConvertError> {
     let mut workflow = ui::Workflow::read(ui).ok_or(ConvertError::NotUi)?;
     if workflow.count_nodes() > MAX_NODES {
-        return Err(ConvertError::TooManyNodes);
+        return Err(ConvertError::TooLarge);
     }
     renumber::renumber(&mut workflow);
-    group_node::into_subgraphs(&mut workflow, definitions)?;
+    let mut room = room::Room::new();
+    group_node::into_subgraphs(&mut workflow, definitions, &mut room)?;
     let mut findings = Vec::new();
-    let graphs = loaded::load(&workflow, definitions, &mut findings);
-    let instances = expand::expand(&graphs)?;
-    let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings);
+    let graphs = loaded::load(&workflow, definitions, &mut findings, &mut room)?;
+    let instances = expand::expand(&graphs, &mut room)?;
+    let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(ConvertError::Refused(findings));
     }

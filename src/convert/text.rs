@@ -54,7 +54,7 @@ fn without_comments(text: &str) -> String {
         let (before, from) = rest.split_at(at);
         out.push_str(before);
         let end = if from.starts_with("//") {
-            from.find('\n').or(Some(from.len()))
+            from.find(['\n', '\r', '\u{2028}', '\u{2029}']).or(Some(from.len()))
         } else if from.starts_with("/*") {
             from.get(2..).and_then(|body| body.find("*/")).map(|end| end + 4)
         } else {
@@ -164,5 +164,55 @@ pub(super) fn as_text(value: &Value) -> String {
         // The depth is that of the file, which its reading has bounded.
         Value::Array(items) => items.iter().map(as_text).collect::<Vec<_>>().join(","),
         Value::Object(_) => "[object Object]".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn first(text: &str) -> String {
+        dynamic_prompt(text, |_| 0)
+    }
+
+    #[test]
+    fn one_text_of_each_group_is_taken_and_groups_nest() {
+        assert_eq!(first("a {red|blue} cat"), "a red cat");
+        assert_eq!(dynamic_prompt("{a|b|{c|d}} {e}", |count| count - 1), "d e");
+        assert_eq!(dynamic_prompt("{a|b}", |_| 7), "b");
+    }
+
+    #[test]
+    fn a_group_that_is_never_closed_ends_with_the_text_and_other_marks_stay() {
+        assert_eq!(first("a {b|c"), "a b");
+        assert_eq!(first("a } b | c"), "a } b | c");
+        assert_eq!(first(r"\{a\|b\} \n"), r"{a|b} \n");
+        assert_eq!(first("tail \\"), "tail \\");
+    }
+
+    #[test]
+    fn comments_go_to_the_end_of_their_line_or_their_mark() {
+        assert_eq!(first("a // b\nc"), "a \nc");
+        assert_eq!(first("a // b\r\nc"), "a \r\nc");
+        assert_eq!(first("a /* b\n */c /* open"), "a c /* open");
+        assert_eq!(first("https://example.com"), "https:");
+        assert_eq!(first("1/2"), "1/2");
+    }
+
+    #[test]
+    fn file_names_take_values_over_without_what_they_cannot_hold() {
+        let look_up = |node: &str, widget: &str| (node == "K" && widget == "seed").then(|| "a/b:c".to_owned());
+        let filled = |text: &str| file_name(text, None, look_up);
+        assert_eq!(filled("x/%K.seed%_%K.steps%").as_deref(), Ok("x/a_b_c_%K.steps%"));
+        assert_eq!(filled("100% %width% %%").as_deref(), Ok("100% %width% %%"));
+        assert_eq!(filled("%date:yyyy%"), Err(TimeUnknown));
+    }
+
+    #[test]
+    fn values_in_a_text_box_are_written_as_a_browser_does() {
+        let shown = [json!(true), json!(8.0), json!(0.5), json!(null), json!(["an", [1, "b"]]), json!({})];
+        assert_eq!(shown.map(|value| as_text(&value)), ["true", "8", "0.5", "", "an,1,b", "[object Object]"]);
     }
 }

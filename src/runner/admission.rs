@@ -17,10 +17,11 @@ use sha2::{Digest, Sha256};
 
 use super::{FileRules, Options, digest::sha256_of, disk::check_room_in, error::ExecuteError};
 use crate::{
+    convert::extract::{ExtractError, Workflow, extract},
     files::{Folder, PathError, open_regular},
     home::expand_home,
     ssh::{Pool, Target},
-    workflow::{Caller, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
+    workflow::{Caller, Graph, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
 };
 
 /// What a caller asks for; everything optional may be missing.
@@ -116,7 +117,7 @@ pub(super) async fn check_again(
 fn check_blocking(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, String> {
     let defaults = &options.defaults;
     let target = check_target(&request.ssh_connection, pool)?;
-    let source = read_source(&request.workflow_file, &options.files)?;
+    let (source, workflow_format) = read_source(&request.workflow_file, &options.files)?;
     let input_images = check_images(&request.input_images, &options.files)?;
     for (field, folder) in
         [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
@@ -140,8 +141,8 @@ fn check_blocking(request: ExecuteRequest, options: &Options, pool: &Pool) -> Re
     };
     Ok(Admitted {
         request,
-        workflow_format: source.format(),
         source,
+        workflow_format,
         warnings: target.warnings().to_vec(),
         retry_of: None,
         idempotency: None,
@@ -156,7 +157,7 @@ fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
     Ok(target)
 }
 
-fn read_source(given: &str, rules: &FileRules) -> Result<Source, String> {
+fn read_source(given: &str, rules: &FileRules) -> Result<(Source, WorkflowFormat), String> {
     let limit = rules.workflow_file_bytes;
     let mut content = Vec::new();
     let file = open_input(given, "Workflow file", "workflow_file", rules)?;
@@ -166,7 +167,28 @@ fn read_source(given: &str, rules: &FileRules) -> Result<Source, String> {
         let limit = HumanBytes(limit);
         return Err(format!("Workflow file is larger than {limit} ([limits] workflow_file_bytes): {given}"));
     }
-    Source::parse(&content).map_err(|error| format!("Workflow file {given} {error}"))
+    source_in(&content).map_err(|error| format!("Workflow file {given} {error}"))
+}
+
+/// A workflow as such, or one that a picture or other JSON carries.
+fn source_in(content: &[u8]) -> Result<(Source, WorkflowFormat), String> {
+    let plain = match Source::parse(content) {
+        Ok(source) => {
+            let format = source.format();
+            return Ok((source, format));
+        }
+        Err(error) => error,
+    };
+    let found = match extract(content) {
+        Ok(found) => found,
+        Err(ExtractError::Empty | ExtractError::NotJson(_) | ExtractError::NoWorkflow) => return Err(plain.to_string()),
+        Err(error) => return Err(error.to_string()),
+    };
+    let source = match found.workflow {
+        Workflow::Ui(document) => Source::Ui(document),
+        Workflow::Api(graph) => Source::Graph(Graph::from_document(graph).map_err(|error| error.to_string())?),
+    };
+    Ok((source, found.format))
 }
 
 /// The images as absolute paths, each once.

@@ -15,9 +15,9 @@ pub enum WorkflowFormat {
     Api,
     /// What its "Save" writes.
     Ui,
-    /// A picture that carries its workflow.
+    /// A PNG picture with either.
     Png,
-    /// The same.
+    /// A WebP picture with either.
     Webp,
 }
 

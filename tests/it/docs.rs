@@ -70,7 +70,7 @@ fn the_readmes_curl_example_is_a_request_that_the_service_takes() {
 
 #[test]
 fn the_readme_links_to_what_is_there() {
-    let pages = ["API", "ARCHITECTURE", "FAULTS", "GUARANTEES", "OPERATIONS", "SECURITY", "SOAK"]
+    let pages = ["API", "ARCHITECTURE", "CONVERSION", "FAULTS", "GUARANTEES", "OPERATIONS", "SECURITY", "SOAK"]
         .map(|page| format!("docs/{page}.md"));
     for document in pages.iter().map(String::as_str).chain(["README.md"]) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document).parent().unwrap().to_owned();

@@ -19,6 +19,9 @@ const SINKS: [&str; 4] = ["Anything Everywhere", "Anything Everywhere3", "Anythi
 /// The sender of its own value.
 const SEED: &str = "Seed Everywhere";
 
+/// How many inputs of senders one graph may have. Each is held against each free input.
+const MAX_BROADCASTS: usize = 200;
+
 /// What the two inputs of the sender of prompts are for.
 const PROMPTS: [&str; 2] = [r"(_|\b)pos(itive|_|\b)|^prompt|正面", r"(_|\b)neg(ative|_|\b)|负面"];
 
@@ -47,13 +50,17 @@ pub(in crate::convert) fn link(graph: &mut Graph, file: &ui::Graph, findings: &m
             }
         }
     }
-    if !broadcasts.is_empty() {
+    if let Some(first) = broadcasts.get(MAX_BROADCASTS) {
+        let node = &graph.nodes[first.sender];
+        findings.push(node.finding(Severity::Error, Code::UnsupportedNode, "", "is one sender too many for one graph"));
+    } else if !broadcasts.is_empty() {
         send(graph, &broadcasts, findings);
     }
 }
 
 /// One input of a sender that something comes into.
 struct Broadcast {
+    sender: usize,
     source: Source,
     from: usize,
     link_type: String,
@@ -105,6 +112,7 @@ fn of_sender(graph: &Graph, at: usize) -> Result<Vec<Broadcast>, String> {
     let (titles, inputs) = (pattern("title_regex", 0)?, pattern("input_regex", 1)?);
     let restricted = titles.is_some() || inputs.is_some() || node.class == "Anything Everywhere?";
     let broadcast = |source: &Source, from: usize, link_type: &str, inputs: Option<Regex>| Broadcast {
+        sender: at,
         source: source.clone(),
         from,
         link_type: link_type.to_owned(),

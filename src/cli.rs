@@ -1,0 +1,64 @@
+//! What a command does that is done at once, without the service.
+
+use std::{
+    error::Error,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use comfy_remote::convert::{
+    Conversion, ConvertError, Finding, NodeDefinitions, Options, convert as convert_ui,
+    extract::{Workflow, extract},
+};
+use serde_json::{Map, Value};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ConvertArgs {
+    /// The workflow: JSON as ComfyUI saves it, or a PNG or WebP picture that it wrote.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The box's node definitions: the answer of its GET /object_info.
+    #[arg(long, value_name = "FILE")]
+    object_info: PathBuf,
+}
+
+/// Converts a file: the prompt to `out`, findings to `err`, one a line.
+///
+/// # Errors
+/// When there is no conversion; what stopped it is on `err` where it is about nodes.
+pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    let about_file = |error: &dyn Error| format!("{} {error}", args.file.display());
+    let found = extract(&read(&args.file)?).map_err(|error| about_file(&error))?;
+    let prompt = match found.workflow {
+        Workflow::Api(prompt) => prompt,
+        Workflow::Ui(ui) => {
+            let definitions = NodeDefinitions::parse(&read(&args.object_info)?)
+                .map_err(|error| format!("{} holds no node definitions: {error}", args.object_info.display()))?;
+            let (result, findings) = told(convert_ui(&ui, &definitions, &now()));
+            for finding in findings {
+                writeln!(err, "{}: {finding}", finding.severity.as_str())?;
+            }
+            result.map_err(|error| about_file(&error))?
+        }
+    };
+    serde_json::to_writer_pretty(&mut *out, &prompt)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+fn told(result: Result<Conversion, ConvertError>) -> (Result<Map<String, Value>, ConvertError>, Vec<Finding>) {
+    match result {
+        Ok(Conversion { prompt, findings }) => (Ok(prompt), findings),
+        Err(ConvertError::Refused(findings)) => (Err(ConvertError::Refused(findings.clone())), findings),
+        Err(other) => (Err(other), Vec::new()),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("could not read {}: {error}", path.display()))
+}
+
+fn now() -> Options {
+    Options { now: Some(chrono::Local::now().naive_local()), seed: uuid::Uuid::new_v4().as_u64_pair().0 }
+}
