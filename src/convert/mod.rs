@@ -1,8 +1,8 @@
 //! From the file that ComfyUI's "Save" writes to the prompt that its front end would send for it.
 //!
-//! The story of a conversion: [`ui`] reads the file, [`group_node`] and [`renumber`] bring old and clashing things into
-//! today's form, [`loaded`] gives every node the inputs that its definition has (with [`widgets`] for the values),
-//! [`expand`] makes an instance of each use of a subgraph, and [`emit`] writes the nodes while [`links`] finds out what
+//! The story of a conversion: `ui` reads the file, `group_node` and `renumber` bring old and clashing things into
+//! today's form, `loaded` gives every node the inputs that its definition has (with `widgets` for the values),
+//! `expand` makes an instance of each use of a subgraph, and `emit` writes the nodes while `links` finds out what
 //! is at the other end of each link.
 //!
 //! Pure: no I/O, no clock, no chance. Whatever the file holds, it ends, and nothing of it is taken for granted. A
