@@ -250,6 +250,7 @@ fn brief(id: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::workflow::Source;
 
     fn graph(text: &str) -> Graph {
         Graph::parse(text.as_bytes()).unwrap()
@@ -260,14 +261,13 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        Graph::parse(text.as_bytes()).unwrap_err().to_string()
+        Source::parse(text.as_bytes()).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_not_a_graph_is_told_apart() {
         assert_eq!(refusal("  \n"), "is empty");
         assert!(refusal("{\"1\": ").starts_with("is not JSON: "));
-        assert!(refusal(r#"{"nodes": [], "links": []}"#).starts_with("is in ComfyUI's UI format"));
         assert_eq!(refusal("[]"), "is not a workflow graph: the file does not hold a JSON object");
         assert_eq!(refusal("{}"), "is not a workflow graph: it has no nodes");
         assert_eq!(refusal(r#"{"a": 1}"#), "is not a workflow graph: \"a\" is not a node");
