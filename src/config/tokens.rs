@@ -1,6 +1,6 @@
 //! Who may use the service: the tokens, and what holds without one.
 
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use figment::Figment;
 use secrecy::{ExposeSecret, SecretString};
@@ -58,6 +58,9 @@ fn read(file: &Path) -> Result<Vec<SecretString>, ConfigError> {
     let meta = fs::metadata(file).map_err(|error| failed(&error.to_string()))?;
     if !meta.is_file() || meta.len() > MAX_FILE_BYTES {
         return Err(failed("it is not a small regular file"));
+    }
+    if meta.mode() & 0o077 != 0 {
+        tracing::warn!(file = %file.display(), "others on this machine may read the file of tokens; chmod 600 keeps them out");
     }
     let text = fs::read_to_string(file).map_err(|error| failed(&error.to_string()))?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));

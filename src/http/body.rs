@@ -24,6 +24,12 @@ const SMALL_BYTES: u64 = 16 << 10;
 /// times as much), however many callers there are.
 const LARGE_BODIES_KIB: u32 = 16 << 10;
 
+/// Texts are paths, names and a command line; what is accepted is kept, and written with every change.
+const MAX_TEXT_BYTES: usize = 4096;
+
+/// Input images of one request.
+const MAX_LISTED: usize = 256;
+
 static LARGE_BODIES: Semaphore = Semaphore::const_new(LARGE_BODIES_KIB as usize);
 
 /// The caller's own name for its request, if it gives one.
@@ -138,7 +144,7 @@ impl Fields<'_> {
 
     fn required_text(&mut self, name: &str) -> Result<String, ApiError> {
         match self.take(name) {
-            Some(Value::String(text)) if !text.trim().is_empty() => Ok(text),
+            Some(Value::String(text)) if !text.trim().is_empty() => bounded(name, text),
             Some(Value::String(_)) => Err(ApiError::bad_request(format!("Field {name} must not be empty"))),
             Some(_) => Err(wrong(name, "a string")),
             None => Err(ApiError::bad_request(format!("Missing required field: {name}"))),
@@ -148,7 +154,9 @@ impl Fields<'_> {
     /// An empty text counts as absent: forms send one for a field that was left alone.
     fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
-            Some(Value::String(text)) => Ok(Some(text).filter(|text| !text.trim().is_empty())),
+            Some(Value::String(text)) => {
+                bounded(name, text).map(|text| Some(text).filter(|text| !text.trim().is_empty()))
+            }
             Some(_) => Err(wrong(name, "a string")),
             None => Ok(None),
         }
@@ -157,8 +165,11 @@ impl Fields<'_> {
     fn texts(&mut self, name: &str) -> Result<Vec<String>, ApiError> {
         let Some(value) = self.take(name) else { return Ok(vec![]) };
         let Value::Array(items) = value else { return Err(wrong(name, "a list of strings")) };
+        if items.len() > MAX_LISTED {
+            return Err(ApiError::bad_request(format!("Field {name} must not have more than {MAX_LISTED} entries")));
+        }
         let text = |item| match item {
-            Value::String(text) if !text.is_empty() => Ok(text),
+            Value::String(text) if !text.is_empty() => bounded(name, text),
             _ => Err(wrong(name, "a list of non-empty strings")),
         };
         items.into_iter().map(text).collect()
@@ -170,6 +181,13 @@ impl Fields<'_> {
         let port = value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         port.map(Some).ok_or_else(wrong)
     }
+}
+
+fn bounded(name: &str, text: String) -> Result<String, ApiError> {
+    if text.len() > MAX_TEXT_BYTES {
+        return Err(ApiError::bad_request(format!("Field {name} must not be longer than {MAX_TEXT_BYTES} bytes")));
+    }
+    Ok(text)
 }
 
 fn wrong(name: &str, expected: &str) -> ApiError {

@@ -4,7 +4,7 @@
 //! trace.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -14,6 +14,8 @@ use indicatif::HumanBytes;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::{FileRules, Options, digest::sha256_of, disk::check_room_in, error::ExecuteError};
 use crate::{
@@ -79,11 +81,27 @@ pub(super) struct Admitted {
     pub(super) caller: Option<Caller>,
 }
 
-/// Checks a request and fills in what it leaves out.
+/// Requests that are checked at once: each may have gigabytes of inputs to read.
+static CHECKS: Semaphore = Semaphore::const_new(8);
+
+/// Checks a request and fills in what it leaves out. Dropped, it stops before the next input.
 pub(super) async fn check(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
-    let work = move || check_blocking(request, &options, &pool);
-    tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
+    in_turn(move |gone| check_blocking(request, &options, &pool, gone)).await
+}
+
+/// Does the work on a thread of its own, a few at once. `gone` is cancelled when the caller has hung up.
+async fn in_turn(
+    work: impl FnOnce(&CancellationToken) -> Result<Admitted, String> + Send + 'static,
+) -> Result<Admitted, ExecuteError> {
+    let turn = CHECKS.acquire().await.ok();
+    let gone = CancellationToken::new();
+    let _caller = gone.clone().drop_guard();
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(&gone)
+    });
+    done.await?.map_err(ExecuteError::Rejected)
 }
 
 /// Checks again what may have changed since a request was accepted.
@@ -94,11 +112,11 @@ pub(super) async fn check_again(
     pool: &Pool,
 ) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
-    let work = move || {
+    let work = move |gone: &CancellationToken| {
         check_target(&request.ssh_connection, &pool)?;
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
-        check_images(&images, &options.files)?;
+        check_images(&images, &options.files, gone)?;
         prepare_output_dir(&text(&request.output_dir), &options)?;
         let workflow_format = source.format();
         Ok(Admitted {
@@ -111,14 +129,19 @@ pub(super) async fn check_again(
             caller: None,
         })
     };
-    tokio::task::spawn_blocking(work).await?.map_err(ExecuteError::Rejected)
+    in_turn(work).await
 }
 
-fn check_blocking(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, String> {
+fn check_blocking(
+    request: ExecuteRequest,
+    options: &Options,
+    pool: &Pool,
+    gone: &CancellationToken,
+) -> Result<Admitted, String> {
     let defaults = &options.defaults;
     let target = check_target(&request.ssh_connection, pool)?;
     let (source, workflow_format) = read_source(&request.workflow_file, &options.files)?;
-    let input_images = check_images(&request.input_images, &options.files)?;
+    let input_images = check_images(&request.input_images, &options.files, gone)?;
     for (field, folder) in
         [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
     {
@@ -192,10 +215,14 @@ fn source_in(content: &[u8]) -> Result<(Source, WorkflowFormat), String> {
 }
 
 /// The images as absolute paths, each once.
-fn check_images(given: &[String], rules: &FileRules) -> Result<Vec<PathBuf>, String> {
+fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -> Result<Vec<PathBuf>, String> {
     let mut images: Vec<PathBuf> = Vec::new();
     let mut contents: HashMap<String, (&String, [u8; 32])> = HashMap::new();
-    for image in given {
+    let mut seen = HashSet::new();
+    for image in given.iter().filter(|image| seen.insert(*image)) {
+        if gone.is_cancelled() {
+            return Err("The caller has hung up".to_owned());
+        }
         let file = open_input(image, "Input image", "input_images", rules)?;
         let path = absolute(image);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -321,7 +348,12 @@ mod tests {
                 files: FileRules::default(),
                 defaults,
             };
-            check_blocking(self.request.clone(), &options, &Pool::new(ssh::Options::default()).unwrap())
+            check_blocking(
+                self.request.clone(),
+                &options,
+                &Pool::new(ssh::Options::default()).unwrap(),
+                &CancellationToken::new(),
+            )
         }
     }
 

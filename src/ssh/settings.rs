@@ -11,6 +11,9 @@ use super::{
     target::{Destination, TargetError, check_host, check_user, parse_port},
 };
 
+/// Longer attempts to connect would hold a place in line for nothing.
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// More hops than this is a loop or a mistake.
 pub(super) const MAX_JUMPS: usize = 8;
 /// More keys than this cannot be tried: OpenSSH servers hang up after six.
@@ -68,7 +71,7 @@ impl Settings {
             "port" => fill(&mut self.port, parse_port(value).map_err(|_| "a number from 1 to 65535")?),
             "identityfile" => self.add_identity(value)?,
             "identitiesonly" => fill(&mut self.identities_only, yes_no(value)?),
-            "connecttimeout" => fill(&mut self.connect_timeout, seconds(value, 1)?),
+            "connecttimeout" => fill(&mut self.connect_timeout, seconds(value, 1)?.min(MAX_CONNECT_TIMEOUT)),
             "serveraliveinterval" => fill(&mut self.alive_interval, seconds(value, 0)?),
             "serveralivecountmax" => fill(&mut self.alive_count_max, count(value)?),
             "stricthostkeychecking" => fill(&mut self.host_keys, host_keys(value)?),

@@ -10,6 +10,9 @@ use super::id::NodeId;
 #[cfg(any(test, fuzzing))]
 use crate::json::parse_lenient;
 
+/// The rank of what feeds no output over one node or none.
+const FAR: u8 = 3;
+
 /// Why a file is not a graph that `/prompt` could take. Each reads well after the file's name.
 #[derive(Debug, Error)]
 pub enum GraphError {
@@ -128,7 +131,8 @@ impl Graph {
                 consumers.entry(source).or_default().push(at);
             }
         }
-        let rank = |at: usize| distance_to_output(at, &outputs, &consumers);
+        let distances = self.distances(&outputs);
+        let rank = |at: usize| distances.get(&at).copied().unwrap_or(FAR);
         let place: HashMap<usize, usize> = staged.iter().enumerate().map(|(place, &at)| (at, place)).collect();
         let key = |at: usize| (rank(at), place.get(&at).copied().unwrap_or(usize::MAX), at);
         let mut ready: BTreeSet<_> = staged.iter().copied().filter(|at| missing[at] == 0).map(key).collect();
@@ -152,13 +156,23 @@ impl Graph {
     /// The nodes that a circle of links holds up, in the author's order; none of them can ever run.
     pub fn nodes_in_cycles(&self) -> Vec<NodeId> {
         let mut held_up: BTreeSet<usize> = (0..self.nodes.len()).collect();
-        loop {
-            let free: Vec<usize> =
-                held_up.iter().copied().filter(|at| self.sources(*at).all(|from| !held_up.contains(&from))).collect();
-            if free.is_empty() {
-                break;
+        let mut consumers: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut missing = vec![0_usize; self.nodes.len()];
+        for (at, missing) in missing.iter_mut().enumerate() {
+            for source in self.sources(at) {
+                *missing += 1;
+                consumers.entry(source).or_default().push(at);
             }
-            held_up.retain(|at| !free.contains(at));
+        }
+        let mut free: Vec<usize> = held_up.iter().copied().filter(|at| missing[*at] == 0).collect();
+        while let Some(at) = free.pop() {
+            held_up.remove(&at);
+            for &consumer in consumers.get(&at).into_iter().flatten() {
+                missing[consumer] -= 1;
+                if missing[consumer] == 0 {
+                    free.push(consumer);
+                }
+            }
         }
         held_up.into_iter().filter_map(|at| self.nodes.get_index(at)).map(|(id, _)| id.clone()).collect()
     }
@@ -176,6 +190,18 @@ impl Graph {
             }
         }
         staged
+    }
+
+    /// 0 for an output, 1 and 2 for what feeds one directly or over one node; others are not in it. Goes along each link
+    /// once, since files from strangers have as many as they like.
+    fn distances(&self, outputs: &HashSet<usize>) -> HashMap<usize, u8> {
+        let feeding = |these: &HashSet<usize>| these.iter().flat_map(|at| self.sources(*at)).collect::<HashSet<_>>();
+        let direct = feeding(outputs);
+        let over_one = feeding(&direct);
+        let mut distances: HashMap<usize, u8> = over_one.into_iter().map(|at| (at, 2)).collect();
+        distances.extend(direct.into_iter().map(|at| (at, 1)));
+        distances.extend(outputs.iter().map(|at| (*at, 0)));
+        distances
     }
 
     fn sources(&self, at: usize) -> impl Iterator<Item = usize> {
@@ -227,20 +253,6 @@ impl Node {
     }
 }
 
-/// 0 for an output, 1 and 2 for what feeds one directly or over one node, 3 for the rest.
-fn distance_to_output(at: usize, outputs: &HashSet<usize>, consumers: &HashMap<usize, Vec<usize>>) -> u8 {
-    let consumers_of = |at: &usize| consumers.get(at).into_iter().flatten();
-    if outputs.contains(&at) {
-        0
-    } else if consumers_of(&at).any(|next| outputs.contains(next)) {
-        1
-    } else if consumers_of(&at).flat_map(consumers_of).any(|next| outputs.contains(next)) {
-        2
-    } else {
-        3
-    }
-}
-
 /// A node id as a message may repeat it.
 fn brief(id: &str) -> String {
     id.chars().take(80).collect()
@@ -262,6 +274,30 @@ mod tests {
 
     fn refusal(text: &str) -> String {
         Source::parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    /// Everybody's work grows with the links, not with the ways along them: a hub with thousands on either side has
+    /// millions of those.
+    #[test]
+    fn a_hub_with_thousands_on_either_side_is_put_in_order() {
+        let count = 4000;
+        let mut text = String::from("{");
+        let mut node =
+            |id: String, inputs: String| text += &format!("\"{id}\":{{\"class_type\":\"A\",\"inputs\":{{{inputs}}}}},");
+        let links = |prefix: &str| {
+            let links: Vec<String> = (0..count).map(|at| format!("\"i{at}\":[\"{prefix}{at}\",0]")).collect();
+            links.join(",")
+        };
+        for at in 0..count {
+            node(format!("s{at}"), String::new());
+            node(format!("m{at}"), "\"i\":[\"hub\",0]".into());
+        }
+        node("hub".into(), links("s"));
+        node("end".into(), links("m"));
+        let graph = graph(&(text.trim_end_matches(',').to_owned() + "}"));
+        let order = graph.order_of_all();
+        assert_eq!((order.len(), order.last().map(NodeId::as_str)), (2 * count + 2, Some("end")));
+        assert!(graph.nodes_in_cycles().is_empty());
     }
 
     #[test]

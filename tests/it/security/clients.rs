@@ -62,17 +62,42 @@ async fn one_client_may_start_only_so_many_per_minute() {
 #[tokio::test]
 async fn one_client_may_ask_for_progress_only_so_often_if_that_is_configured() {
     let stage = stage(&[("limits.client_progress_per_second", 1.into())]).await;
-    let ask = |token: &'static str| ask(&stage, token, Method::GET, "/comfyui/workflow/x/progress", None);
-    let mut refused = None;
-    for _ in 0..100 {
-        let answer = ask(TOKENS[0]).await;
-        if answer.0 == StatusCode::TOO_MANY_REQUESTS {
-            refused = Some(answer);
-            break;
+    // The same can be read in each of the three.
+    for path in ["/comfyui/workflow/x/progress", "/comfyui/workflow/state", "/comfyui/workflow/x/outputs"] {
+        let mut refused = None;
+        for _ in 0..100 {
+            let answer = ask(&stage, TOKENS[0], Method::GET, path, None).await;
+            if answer.0 == StatusCode::TOO_MANY_REQUESTS {
+                refused = Some(answer);
+                break;
+            }
         }
+        assert_refused(refused.expect("one of a hundred at once is refused"), 1);
     }
-    assert_refused(refused.expect("one of a hundred at once is refused"), 1);
-    assert_eq!(ask(TOKENS[1]).await.0, StatusCode::NOT_FOUND, "another client's own");
+    let other = ask(&stage, TOKENS[1], Method::GET, "/comfyui/workflow/x/progress", None).await;
+    assert_eq!(other.0, StatusCode::NOT_FOUND, "another client's own");
+}
+
+#[tokio::test]
+async fn one_request_may_name_only_so_much() {
+    let stage = Stage::new().await;
+    let client = stage.service.client();
+    let good = stage.request(&graphs::slow(&tag(), 1, 1));
+    for field in ["ssh_connection", "workflow_file", "workflow_name", "output_dir", "comfyui_input_dir"] {
+        let mut request = good.clone();
+        request[field] = json!("x".repeat(5000));
+        let (status, body) = client.execute(&request).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{field}: {body}");
+        assert_eq!(body["message"], format!("Field {field} must not be longer than 4096 bytes"));
+    }
+    let mut request = good.clone();
+    request["input_images"] = json!(vec!["/nowhere/photo.png"; 257]);
+    let (status, body) = client.execute(&request).await;
+    assert_eq!(
+        (status, &body["message"]),
+        (StatusCode::BAD_REQUEST, &json!("Field input_images must not have more than 256 entries"),)
+    );
+    assert_eq!(client.state().await.1["state"], Value::Null, "nothing was started");
 }
 
 #[tokio::test]
