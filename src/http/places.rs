@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -108,6 +109,19 @@ impl Place {
         self.given_up.cancelled().await;
     }
 
+    /// Resolves when the client has kept the service waiting for `longest` in one go, or for at most twice that.
+    pub(super) async fn overdue(&self, longest: Duration) {
+        let mut before = *self.number();
+        loop {
+            tokio::time::sleep(longest).await;
+            let now = *self.number();
+            if now.is_some() && now == before {
+                return;
+            }
+            before = now;
+        }
+    }
+
     fn number(&self) -> MutexGuard<'_, Option<u64>> {
         self.number.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,6 +162,17 @@ mod tests {
             drop(second);
         });
         assert!(!has_to_go(&busy) && !has_to_go(&first) && !has_to_go(&taken));
+    }
+
+    #[tokio::test]
+    async fn a_client_may_keep_the_service_waiting_for_so_long_and_the_service_a_client_for_ever() {
+        let places = Places::new(2);
+        let (slow, busy) = (places.take().await, places.take().await);
+        busy.serve_client();
+        tokio::select! {
+            () = slow.overdue(Duration::from_millis(20)) => {}
+            () = busy.overdue(Duration::from_millis(1)) => panic!("the service took its time, not the client"),
+        }
     }
 
     #[tokio::test]

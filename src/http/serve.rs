@@ -26,6 +26,9 @@ use super::places::{Place, Places};
 /// How long a client may take nothing of its answer.
 const READER_STALL: Duration = Duration::from_secs(30);
 
+/// How long a client may keep the service waiting in one go, taking a little of its answer now and then.
+const LONGEST_WAIT: Duration = Duration::from_secs(120);
+
 /// Bytes of headers that a client may send.
 const MAX_HEADER_BYTES: usize = 32 << 10;
 
@@ -112,6 +115,7 @@ fn spawn_connection(
             ended = watched => if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended early");
             },
+            () = place.overdue(LONGEST_WAIT) => tracing::debug!("closed a connection whose client took too long"),
             () = place.given_up() => tracing::debug!("closed an idle connection in favour of a new one"),
         }
     });
