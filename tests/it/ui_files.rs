@@ -60,6 +60,31 @@ async fn a_saved_workflow_runs_as_its_export_would() {
     assert_inverted(&stage.completed(again["workflow_id"].as_str().unwrap()).await);
 }
 
+/// A picture as ComfyUI writes it: with the workflow in a text behind its header.
+fn picture_with(document: &Value) -> Vec<u8> {
+    let photo = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/photo.png")).unwrap();
+    let text = [b"tEXtworkflow\0".as_slice(), document.to_string().as_bytes()].concat();
+    let mut crc = flate2::Crc::new();
+    crc.update(&text);
+    // Eight bytes of signature, and twenty-five of the header.
+    let (header, rest) = photo.split_at(33);
+    let length = u32::try_from(text.len() - 4).unwrap();
+    [header, &length.to_be_bytes(), &text, &crc.sum().to_be_bytes(), rest].concat()
+}
+
+#[tokio::test]
+async fn a_picture_that_carries_a_workflow_runs_as_that() {
+    let stage = Stage::new().await;
+    let mut request = request(&stage, &json!({}));
+    let picture = stage.service.folder().join("ComfyUI_00001_.png");
+    fs::write(&picture, picture_with(&invert("pictured"))).unwrap();
+    request["workflow_file"] = json!(picture);
+    let done = stage.completed(&stage.service.client().accepted(&request).await).await;
+    assert_eq!((&done["workflow_format"], &done["total_nodes"]), (&json!("png"), &json!(3)));
+    assert_eq!(done["outputs"][0]["downloaded"], true, "{done:#}");
+    assert_eq!(done["workflow_name"], "ComfyUI_00001_.png");
+}
+
 #[tokio::test]
 async fn one_that_was_accepted_while_the_box_was_away_is_converted_after_a_restart() {
     let mut stage = Stage::with_settings(&[("ssh.execute_wait_s", 0.into())]).await;
