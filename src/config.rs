@@ -62,6 +62,13 @@ pub struct Server {
     pub max_connections: usize,
 }
 
+impl Server {
+    /// Whether no other machine can reach the service.
+    fn is_only_local(&self) -> bool {
+        self.bind.ip().to_canonical().is_loopback()
+    }
+}
+
 /// `[state]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,12 +193,6 @@ pub enum LogFormat {
 #[error("{0}")]
 pub struct ConfigError(String);
 
-impl ConfigError {
-    fn new(sentence: impl Into<String>) -> Self {
-        Self(sentence.into())
-    }
-}
-
 impl Config {
     /// Reads defaults, file and environment. `file` is the one that the user named, which must exist.
     ///
@@ -274,7 +275,7 @@ impl Config {
         let files = &self.files;
         let bind = self.server.bind;
         let is_confined = files.read_roots.is_some() && files.write_roots.is_some();
-        if !is_confined && !bind.ip().to_canonical().is_loopback() {
+        if !is_confined && !self.server.is_only_local() {
             return Err(ConfigError(format!(
                 "other machines can reach {bind}, so [files] read_roots and write_roots must name the folders that \
                  requests may read and write (or set [server] bind to 127.0.0.1)"

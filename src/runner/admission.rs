@@ -81,6 +81,12 @@ pub(super) struct Admitted {
     pub(super) caller: Option<Caller>,
 }
 
+impl Admitted {
+    fn new(request: Request, source: Source, workflow_format: WorkflowFormat, warnings: Vec<String>) -> Self {
+        Self { request, source, workflow_format, warnings, retry_of: None, idempotency: None, caller: None }
+    }
+}
+
 /// Requests that are checked at once: each may have gigabytes of inputs to read.
 static CHECKS: Semaphore = Semaphore::const_new(8);
 
@@ -119,15 +125,7 @@ pub(super) async fn check_again(
         check_images(&images, &options.files, gone)?;
         prepare_output_dir(&text(&request.output_dir), &options)?;
         let workflow_format = source.format();
-        Ok(Admitted {
-            request,
-            source,
-            workflow_format,
-            warnings: Vec::new(),
-            retry_of: None,
-            idempotency: None,
-            caller: None,
-        })
+        Ok(Admitted::new(request, source, workflow_format, Vec::new()))
     };
     in_turn(work).await
 }
@@ -162,15 +160,7 @@ fn check_blocking(
         comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
         comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
     };
-    Ok(Admitted {
-        request,
-        source,
-        workflow_format,
-        warnings: target.warnings().to_vec(),
-        retry_of: None,
-        idempotency: None,
-        caller: None,
-    })
+    Ok(Admitted::new(request, source, workflow_format, target.warnings().to_vec()))
 }
 
 /// The connection string taken apart, if it leads where the operator allows.
