@@ -35,7 +35,6 @@ mod traces;
 mod upload;
 
 pub use client::Client;
-pub use definitions::{Definition, Definitions, Input};
 pub use error::ComfyError;
 pub use files::{Download, Viewed};
 pub use history::{HistoryEntry, Outcome};

@@ -9,7 +9,6 @@
 //! construct whose meaning can't be known is refused with the node and the reason; there is no prompt then.
 
 mod added;
-mod definition;
 mod emit;
 mod expand;
 pub mod extract;
@@ -30,10 +29,12 @@ use chrono::NaiveDateTime;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-pub use self::definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions};
-pub use crate::workflow::finding::{Code, Finding, Severity};
+pub use crate::workflow::{
+    definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
+    finding::{Code, Finding, Severity},
+};
 
-use crate::workflow::finding;
+use crate::workflow::{definition, finding};
 
 /// How many nodes there may be, with all instances of all subgraphs.
 pub const MAX_NODES: usize = 20_000;

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
-    convert::{self, Conversion, ConvertError, NodeDefinitions},
+    convert::{self, Conversion, ConvertError},
     workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, Source},
 };
 
@@ -27,11 +27,7 @@ impl Execution {
     }
 
     async fn convert(&self, link: &Link, document: Value) -> Result<Graph, StepError> {
-        let mut definitions = NodeDefinitions::default();
-        let known = link.client.definitions(&convert::classes(&document)).await?;
-        for (class, definition) in known.iter() {
-            definitions.insert(class, &definition.raw);
-        }
+        let definitions = link.client.definitions(&convert::classes(&document)).await?;
         let accepted = self.state()?.queue_time;
         let options = convert::Options { now: Some(local(accepted)), seed: seed(&self.id.to_string()) };
         let work = move || convert::convert(&document, &definitions, &options);

@@ -32,12 +32,12 @@ use super::{
     turns::Turns,
 };
 use crate::{
-    comfy::{ComfyError, Definitions},
+    comfy::ComfyError,
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
     workflow::{
-        ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId,
-        WorkflowState,
+        ErrorCode, Event, Failure, Graph, NodeDefinitions, Phase, PromptId, Request, Secrets, Source, Submission,
+        WorkflowId, WorkflowState,
     },
 };
 
@@ -333,7 +333,7 @@ impl Execution {
     }
 
     /// Learns the box's node definitions and cuts the nodes to those that will run. `None` when they can't be had.
-    async fn plan(&self, link: &Link, graph: &Graph) -> Result<Option<Definitions>, StepError> {
+    async fn plan(&self, link: &Link, graph: &Graph) -> Result<Option<NodeDefinitions>, StepError> {
         let definitions = match link.client.definitions(&graph.classes()).await {
             Ok(definitions) => definitions,
             Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => return Err(error.into()),

@@ -21,10 +21,13 @@ use super::{
     link::Link,
 };
 use crate::{
-    comfy::{ComfyError, Definitions},
+    comfy::ComfyError,
     files::{PathError, open_regular},
     ssh::{Transfer, TransferError},
-    workflow::{ErrorCode, Event, Failure, Folder, Graph, Phase, RemoteFile, Submission, inputs::name_for_content},
+    workflow::{
+        ErrorCode, Event, Failure, Folder, Graph, NodeDefinitions, Phase, RemoteFile, Submission,
+        inputs::name_for_content,
+    },
 };
 
 /// How often a name that another run has just taken is looked at again.
@@ -49,7 +52,7 @@ impl Execution {
         &self,
         link: &Link,
         mut graph: Graph,
-        definitions: Option<&Definitions>,
+        definitions: Option<&NodeDefinitions>,
     ) -> Result<Graph, StepError> {
         self.apply(Event::Entered(Phase::Uploading));
         let images = self.request()?.input_images;
@@ -67,7 +70,7 @@ impl Execution {
         Ok(graph)
     }
 
-    fn rename_references(&self, graph: &mut Graph, from: &str, to: &str, definitions: Option<&Definitions>) {
+    fn rename_references(&self, graph: &mut Graph, from: &str, to: &str, definitions: Option<&NodeDefinitions>) {
         let is_file = |class: &str, field: &str| definitions?.class(class)?.input(field).map(|input| input.is_upload);
         let references = graph.rename_input(from, to, is_file);
         tracing::info!(from, to, references, "stored an input under another name");

@@ -6,6 +6,7 @@
 
 pub mod caller;
 pub mod connection;
+pub mod definition;
 pub mod event;
 pub mod failure;
 pub mod finding;
@@ -23,6 +24,7 @@ pub mod state;
 
 pub use caller::Caller;
 pub use connection::{Connection, ConnectionState};
+pub use definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions};
 pub use event::{BoxEvent, Event, Stored};
 pub use failure::{ErrorCode, ErrorDetail, Failure};
 pub use finding::{Code as FindingCode, Finding, Severity};

@@ -120,8 +120,7 @@ async fn definitions_are_asked_for_one_by_one_and_four_at_once() {
     let definitions = client(router).await.definitions(&classes).await.unwrap();
     let definition = definitions.class("Load Image/ünï (x) %41?").unwrap();
     assert!(definition.output_node && definition.input("image").unwrap().is_upload);
-    assert_eq!(definition.raw["output_node"], true);
-    assert_eq!(definitions.missing(), &BTreeSet::from(["..".to_owned(), "Gone".to_owned()]));
+    assert!(definitions.class("Gone").is_none() && definitions.class("..").is_none());
     assert!(!seen.classes.lock().unwrap().contains(".."));
     assert_eq!(seen.most.load(Ordering::SeqCst), 4);
 }

@@ -1,5 +1,5 @@
-//! Node definitions as `/object_info` gives them: which inputs a class has, in which order, and which of them are values
-//! that the user sets. Reads the tuples of old nodes and the objects of V3 nodes alike.
+//! Node definitions as `/object_info` gives them: which classes a box has, which of them end a graph, which inputs a class
+//! has, in which order, and what may stand in them. Reads the tuples of old nodes and the objects of V3 nodes alike.
 
 use std::{collections::HashMap, fmt};
 
@@ -8,6 +8,11 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::json::{Bounded, parse_lenient_as};
+
+/// Inputs of node packs that add their upload button in the browser and say nothing about it in the definition
+/// (VideoHelperSuite, load_video_nodes.py and VHS.core.js).
+const SILENT_UPLOADS: [(&str, &str); 3] =
+    [("VHS_LoadVideo", "video"), ("VHS_LoadVideoFFmpeg", "video"), ("VHS_LoadAudioUpload", "audio")];
 
 /// How deep choices with inputs of their own may stand in one another.
 const MAX_DEPTH: usize = 8;
@@ -39,7 +44,7 @@ impl NodeDefinitions {
     /// Adds one class, as `/object_info/{class}` gives it.
     pub fn insert(&mut self, class: &str, raw: &Value) {
         if raw.is_object() {
-            self.classes.insert(class.to_owned(), NodeDefinition::read(raw));
+            self.classes.insert(class.to_owned(), NodeDefinition::read(class, raw));
         }
     }
 
@@ -80,7 +85,9 @@ pub struct NodeDefinition {
     pub display_name: Option<String>,
     /// Whether it comes with ComfyUI itself rather than with a pack.
     pub is_core: bool,
-    /// Whether the class ends a graph.
+    /// Whether it asks a paid service on the web; those come with ComfyUI too.
+    pub is_api_node: bool,
+    /// Whether the class ends a graph: its nodes, and what they need, are what runs.
     pub output_node: bool,
     /// Required inputs, then optional ones, each in the author's order.
     pub inputs: Vec<InputDefinition>,
@@ -101,6 +108,10 @@ pub struct InputDefinition {
     pub kind: InputKind,
     /// The choices of a `COMBO`; empty for other types and for lists that only the browser can get.
     pub choices: Vec<Value>,
+    /// Whether the choices stand in the place of the type, as in all nodes before V3.
+    pub is_listed: bool,
+    /// Whether it takes the name of an uploaded file.
+    pub is_upload: bool,
     /// Everything else that is said about it.
     options: Option<Map<String, Value>>,
 }
@@ -143,9 +154,13 @@ pub enum Editor {
 }
 
 impl NodeDefinition {
-    fn read(raw: &Value) -> Self {
+    fn read(class: &str, raw: &Value) -> Self {
         let module = raw.get("python_module").and_then(Value::as_str).unwrap_or_default();
         let outputs = raw.get("output").and_then(Value::as_array).into_iter().flatten().map(type_name).collect();
+        let mut inputs = read_inputs(raw.get("input"), raw.get("input_order"), MAX_DEPTH);
+        for input in &mut inputs {
+            input.is_upload |= SILENT_UPLOADS.contains(&(class, &input.name));
+        }
         Self {
             display_name: raw
                 .get("display_name")
@@ -153,8 +168,9 @@ impl NodeDefinition {
                 .filter(|name| !name.is_empty())
                 .map(Into::into),
             is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
-            output_node: raw.get("output_node").and_then(Value::as_bool).unwrap_or_default(),
-            inputs: read_inputs(raw.get("input"), raw.get("input_order"), MAX_DEPTH),
+            is_api_node: module.starts_with("comfy_api_nodes"),
+            output_node: raw.get("output_node").is_some_and(is_truthy),
+            inputs,
             outputs,
         }
     }
@@ -177,6 +193,8 @@ impl InputDefinition {
             required,
             kind: InputKind::Socket,
             choices: choices.cloned().unwrap_or_default(),
+            is_listed: declared.is_array(),
+            is_upload: options.is_some_and(takes_upload),
             options: options.cloned(),
         };
         input.kind = input.find_kind(depth);
@@ -249,6 +267,11 @@ fn read_choices(options: Option<&Value>, depth: usize) -> Vec<(String, Vec<Input
     options.into_iter().flatten().filter_map(read).collect()
 }
 
+/// `upload`, `image_upload`, `video_upload` and the like.
+fn takes_upload(options: &Map<String, Value>) -> bool {
+    options.iter().any(|(key, value)| (key == "upload" || key.ends_with("_upload")) && is_truthy(value))
+}
+
 /// The editor that ComfyUI's front end has for a type; `None` for what can only be linked.
 fn editor(type_name: &str, multiline: bool) -> Option<Editor> {
     Some(match type_name {
@@ -275,12 +298,66 @@ fn type_name(declared: &Value) -> String {
 }
 
 /// As JavaScript sees it.
-pub(super) fn is_truthy(value: &Value) -> bool {
+pub(crate) fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(value) => *value,
         Value::Number(number) => number.as_f64() != Some(0.0),
         Value::String(text) => !text.is_empty(),
         Value::Array(_) | Value::Object(_) => true,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn recorded_definitions_are_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/traces/comfyui-0.3.75-pypi/object_info.json");
+        let definitions = NodeDefinitions::parse(&std::fs::read(path).unwrap()).unwrap();
+        let class = |name: &str| definitions.class(name).unwrap();
+        let image = class("LoadImage").input("image").unwrap();
+        assert!(image.is_upload && image.is_listed && image.required && !image.flag("lazy"));
+        let images = class("SaveImage").input("images").unwrap();
+        assert!(images.required && !images.is_upload && !images.is_listed);
+        let ends = |name: &str| class(name).output_node;
+        assert!(ends("SaveImage") && ends("PreviewImage") && ends("PreviewAny"));
+        assert!(!ends("LoadImage") && !ends("ImageInvert"));
+    }
+
+    fn is_upload(class: &str, spec: Value) -> bool {
+        let raw = json!({"input": {"required": {"video": spec}}, "output_node": false});
+        NodeDefinition::read(class, &raw).input("video").unwrap().is_upload
+    }
+
+    #[test]
+    fn uploads_are_recognised_however_they_are_said() {
+        for spec in [
+            json!([["a.png"], {"image_upload": true}]),
+            json!([["a.flac"], {"audio_upload": true}]),
+            json!(["COMBO", {"options": [], "video_upload": true}]),
+            json!([[], {"file_upload": true, "upload": null}]),
+            json!([[], {"upload": "image"}]),
+        ] {
+            assert!(is_upload("Any", spec.clone()), "{spec}");
+        }
+        assert!(is_upload("VHS_LoadVideo", json!([["a.mp4"]])));
+        for spec in [json!([["a.mp4"]]), json!(["STRING", {"image_upload": false}]), json!(null), json!("STRING")] {
+            assert!(!is_upload("Any", spec.clone()), "{spec}");
+        }
+    }
+
+    #[test]
+    fn nulls_and_absences_mean_no() {
+        let raw = json!({"output_node": null, "input": {"optional": {"a": ["INT", {"lazy": true}]}}});
+        let definition = NodeDefinition::read("A", &raw);
+        assert!(!definition.output_node && definition.input("b").is_none());
+        let a = definition.input("a").unwrap();
+        assert!(!a.is_upload && !a.required && a.flag("lazy"));
+        assert!(!NodeDefinition::read("A", &json!({"input": 3})).output_node);
+        assert!(NodeDefinition::read("A", &json!({"output_node": true})).output_node);
     }
 }
