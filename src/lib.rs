@@ -13,6 +13,7 @@
 //!    └──────┴──────┘
 //!  workflow               the domain: no I/O, no clock, no logging
 //!  convert                workflows as ComfyUI saves them -> prompts: no I/O, no clock
+//!  preflight              what a box would refuse of a prompt: no I/O, no clock
 //!  files                  local files by paths that others choose
 //!  json, text, home       small things that several parts need
 //!  fuzz                   what a fuzzer feeds; in tests and for the fuzzer only
@@ -37,6 +38,7 @@ pub mod fuzz;
 mod home;
 pub mod http;
 mod json;
+pub mod preflight;
 pub mod runner;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

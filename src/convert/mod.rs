@@ -73,24 +73,8 @@ pub enum ConvertError {
     #[error("is too large: more than {MAX_NODES} nodes or 128 MiB of values, with all that its subgraphs hold")]
     TooLarge,
     /// Constructs that can't be converted, with warnings among them.
-    #[error("cannot be converted: {}", Several(.0))]
+    #[error("cannot be converted: {}", finding::Several(.0))]
     Refused(Vec<Finding>),
-}
-
-/// The first errors, in a sentence.
-struct Several<'a>(&'a [Finding]);
-
-impl std::fmt::Display for Several<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut errors = self.0.iter().filter(|finding| finding.severity == Severity::Error);
-        if let Some(first) = errors.next() {
-            write!(f, "{first}")?;
-        }
-        match errors.count() {
-            0 => Ok(()),
-            more => write!(f, " (and {more} more)"),
-        }
-    }
 }
 
 /// The classes whose definitions a conversion asks for, and perhaps a few more: whatever is named as the type of a node,

@@ -3,10 +3,15 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::Value;
 
-use super::{error::StepError, execution::Execution, link::Link};
+use super::{
+    error::StepError,
+    execution::Execution,
+    link::Link,
+    preflight::{refusal, suggest_classes},
+};
 use crate::{
     convert::{self, Conversion, ConvertError},
-    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, Source},
+    workflow::{ErrorCode, Event, Finding, Graph, Source},
 };
 
 impl Execution {
@@ -27,35 +32,40 @@ impl Execution {
     }
 
     async fn convert(&self, link: &Link, document: Value) -> Result<Graph, StepError> {
-        let definitions = link.client.definitions(&convert::classes(&document)).await?;
         let accepted = self.state()?.queue_time;
         let options = convert::Options { now: Some(local(accepted)), seed: seed(&self.id.to_string()) };
-        let work = move || convert::convert(&document, &definitions, &options);
-        let converted = tokio::task::spawn_blocking(work).await.map_err(|error| {
-            tracing::error!(%error, "a conversion ended early");
-            StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
-        })?;
-        let Conversion { prompt, findings } = converted.map_err(|error| StepError::Fatal(refused(error)))?;
-        let graph = Graph::from_document(prompt)
-            .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, format!("The converted workflow {error}")))?;
+        let (graph, findings) = convert_on(link, document, options).await?;
         findings.iter().for_each(|finding| self.warn(finding.to_string()));
         Ok(graph)
     }
 }
 
-/// The message names the first findings; the list has them all.
-fn refused(error: ConvertError) -> Failure {
-    let message = format!("The workflow {error}");
-    let detail = match error {
-        ConvertError::Refused(findings) => Some(Box::new(ErrorDetail {
-            node_id: findings.first().map(|finding| finding.node_id.as_str().into()),
-            findings,
-            ..ErrorDetail::default()
-        })),
-        _ => None,
-    };
-    let node_type = detail.as_ref().and_then(|detail| detail.findings.first()).map(|first| first.node_type.clone());
-    Failure { node_type, detail, ..Failure::new(ErrorCode::InvalidWorkflow, message) }
+/// Converts a document for the box at the end of the link.
+pub(super) async fn convert_on(
+    link: &Link,
+    document: Value,
+    options: convert::Options,
+) -> Result<(Graph, Vec<Finding>), StepError> {
+    let definitions = link.client.definitions(&convert::classes(&document)).await?;
+    let work = move || convert::convert(&document, &definitions, &options);
+    let converted = tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "a conversion ended early");
+        StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
+    })?;
+    match converted {
+        Ok(Conversion { prompt, findings }) => {
+            let broken = |error| format!("The converted workflow {error}");
+            let graph = Graph::from_document(prompt)
+                .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, broken(error)))?;
+            Ok((graph, findings))
+        }
+        Err(ConvertError::Refused(mut findings)) => {
+            suggest_classes(link, &mut findings).await?;
+            let message = format!("The workflow {}", ConvertError::Refused(findings.clone()));
+            Err(StepError::Fatal(refusal(message, findings)))
+        }
+        Err(error) => Err(StepError::fatal(ErrorCode::InvalidWorkflow, format!("The workflow {error}"))),
+    }
 }
 
 fn local(at: DateTime<Utc>) -> NaiveDateTime {

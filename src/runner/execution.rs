@@ -29,15 +29,15 @@ use super::{
     link::{Link, SubscribeError},
     part::Parts,
     patience::Patience,
+    preflight::BoxFacts,
     turns::Turns,
 };
 use crate::{
-    comfy::ComfyError,
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
     workflow::{
-        ErrorCode, Event, Failure, Graph, NodeDefinitions, Phase, PromptId, Request, Secrets, Source, Submission,
-        WorkflowId, WorkflowState,
+        ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId,
+        WorkflowState,
     },
 };
 
@@ -187,10 +187,11 @@ impl Execution {
                 let mut ear = None;
                 if state.submission == Submission::None {
                     let graph = self.graph(link).await?;
+                    let known = self.plan(link, &graph).await?;
+                    self.preflight(link, &graph, &known).await?;
                     self.report_beginning(Ok(()));
-                    let definitions = self.plan(link, &graph).await?;
                     self.check_room(link).await?;
-                    let graph = self.upload_inputs(link, graph, definitions.as_ref()).await?;
+                    let graph = self.upload_inputs(link, graph, known.definitions.as_deref()).await?;
                     // Before the submission, so that no message is missed.
                     ear = self.listen(link).await?;
                     self.submit(link, &graph).await?;
@@ -249,10 +250,6 @@ impl Execution {
             self.warn(warning);
         }
         let link = Link::open(&self.pool, &target, port).await.map_err(|error| tunnel_failure(&error))?;
-        // What the file means on this box is worth waiting for too.
-        if !state.nodes.is_empty() {
-            self.report_beginning(Ok(()));
-        }
         link.warnings().iter().for_each(|warning| self.warn(warning.clone()));
         self.wait_for_comfyui(link, port).await
     }
@@ -332,22 +329,14 @@ impl Execution {
         }
     }
 
-    /// Learns the box's node definitions and cuts the nodes to those that will run. `None` when they can't be had.
-    async fn plan(&self, link: &Link, graph: &Graph) -> Result<Option<NodeDefinitions>, StepError> {
-        let definitions = match link.client.definitions(&graph.classes()).await {
-            Ok(definitions) => definitions,
-            Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => return Err(error.into()),
-            // They are a help; ComfyUI's own answer to the submission is what counts.
-            Err(error) => {
-                self.warn(format!("the box's node definitions could not be read: {error}"));
-                return Ok(None);
-            }
-        };
-        let is_output = |class: &str| definitions.class(class).is_some_and(|definition| definition.output_node);
-        let outputs = graph.nodes().filter(|(_, node)| is_output(node.class_type())).map(|(id, _)| id.clone());
-        let order = graph.order_from(|_, node| is_output(node.class_type()));
-        self.apply(Event::Planned { order, outputs: outputs.collect() });
-        Ok(Some(definitions))
+    /// Learns the box's node definitions and cuts the nodes to those that will run.
+    async fn plan(&self, link: &Link, graph: &Graph) -> Result<BoxFacts, StepError> {
+        let known = BoxFacts::ask(link, &graph.classes()).await?;
+        if known.definitions.is_some() {
+            let outputs = known.outputs(graph).cloned().collect();
+            self.apply(Event::Planned { order: known.order(graph), outputs });
+        }
+        Ok(known)
     }
 
     /// A websocket for this run, always under the same client id. `None` when there is none to be had: then the run

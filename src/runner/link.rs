@@ -1,6 +1,9 @@
 //! The way to the box that one execution uses: session, tunnel, client.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     comfy::{Client, ComfyError, Socket, SocketError},
@@ -20,6 +23,7 @@ pub(super) struct Link {
     tunnel: Tunnel,
     pub(super) client: Client,
     has_jobs_api: AtomicBool,
+    version: Mutex<Option<String>>,
 }
 
 impl Link {
@@ -28,7 +32,7 @@ impl Link {
         let session = pool.connect(target).await?;
         let tunnel = session.forward(port).await?;
         let client = Client::over_socket(tunnel.socket(), &target.to_string());
-        Ok(Self { session, tunnel, client, has_jobs_api: AtomicBool::new(false) })
+        Ok(Self { session, tunnel, client, has_jobs_api: AtomicBool::new(false), version: Mutex::default() })
     }
 
     /// Asks whether ComfyUI answers, and returns its version if it tells.
@@ -39,6 +43,7 @@ impl Link {
         let error = match self.client.probe().await {
             Ok(info) => {
                 self.has_jobs_api.store(info.has_jobs_api, Ordering::Relaxed);
+                self.version.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&info.version);
                 return Ok(info.version);
             }
             Err(error) => error,
@@ -87,6 +92,11 @@ impl Link {
     /// Whether ComfyUI has `/api/jobs`, as the last probe found.
     pub(super) fn has_jobs_api(&self) -> bool {
         self.has_jobs_api.load(Ordering::Relaxed)
+    }
+
+    /// ComfyUI's version, as the last probe found.
+    pub(super) fn version(&self) -> Option<String> {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Finds out whether something listens on the port at all: what is sent to a closed one certainly does not arrive,

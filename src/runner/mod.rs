@@ -26,6 +26,7 @@ mod looks;
 mod output_folder;
 mod part;
 mod patience;
+mod preflight;
 mod stop;
 mod submit;
 mod turns;

@@ -1,16 +1,20 @@
 //! What is found in a workflow before it runs: what stops it, and what its author should know.
-
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Whether a finding stops the conversion.
+use super::{graph::Node, id::NodeId};
+
+/// More findings about one workflow are not kept.
+pub(crate) const MAX_FINDINGS: usize = 200;
+
+/// Whether a finding stops the workflow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// There is no prompt that would be right.
+    /// There is no prompt that would be right, or the box would refuse it.
     Error,
-    /// The prompt is what ComfyUI's front end would send; its author may not expect it.
+    /// It can run; its author may not expect what comes of it, or the box has the last word.
     Warning,
 }
 
@@ -59,6 +63,36 @@ pub enum Code {
     UnknownName,
     /// A broadcast reaches an input from several nodes.
     AmbiguousBroadcast,
+    /// The box puts another class in the place of one that is gone.
+    ReplacedNodeType,
+    /// No node ends the graph.
+    PromptNoOutputs,
+    /// An input that must be given is not.
+    RequiredInputMissing,
+    /// A list that is no link, or a link to an output that the node does not have.
+    BadLinkedInput,
+    /// A link between things of different types.
+    ReturnTypeMismatch,
+    /// A value that can't be made what the input takes.
+    InvalidInputType,
+    /// A number below the least that is allowed.
+    ValueSmallerThanMin,
+    /// A number above the most that is allowed.
+    ValueBiggerThanMax,
+    /// A value that is not among the choices, such as a model that the box lacks.
+    ValueNotInList,
+    /// A value where only a link makes sense.
+    ValueForLink,
+    /// A file that is neither given nor on the box.
+    MissingInputFile,
+    /// A given file that no node names.
+    UnusedInputFile,
+    /// A parameter that fits no input.
+    UnknownParameter,
+    /// A disk has too little room.
+    DiskFull,
+    /// The box's node definitions can't be had, so little could be checked.
+    NoDefinitions,
 }
 
 impl Code {
@@ -80,22 +114,41 @@ impl Code {
             Self::ExtraValues => "extra_values",
             Self::UnknownName => "unknown_name",
             Self::AmbiguousBroadcast => "ambiguous_broadcast",
+            Self::ReplacedNodeType => "replaced_node_type",
+            Self::PromptNoOutputs => "prompt_no_outputs",
+            Self::RequiredInputMissing => "required_input_missing",
+            Self::BadLinkedInput => "bad_linked_input",
+            Self::ReturnTypeMismatch => "return_type_mismatch",
+            Self::InvalidInputType => "invalid_input_type",
+            Self::ValueSmallerThanMin => "value_smaller_than_min",
+            Self::ValueBiggerThanMax => "value_bigger_than_max",
+            Self::ValueNotInList => "value_not_in_list",
+            Self::ValueForLink => "value_for_link",
+            Self::MissingInputFile => "missing_input_file",
+            Self::UnusedInputFile => "unused_input_file",
+            Self::UnknownParameter => "unknown_parameter",
+            Self::DiskFull => "disk_full",
+            Self::NoDefinitions => "no_definitions",
         }
     }
 }
 
-/// One thing found, on one node.
+/// One thing found, on one node or about the workflow as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Whether it stops the conversion.
+    /// Whether it stops the workflow.
     pub severity: Severity,
     /// Its kind.
     pub code: Code,
-    /// The node's id, with the ids of the subgraphs around it, such as `57:8`.
+    /// The node's id, with the ids of the subgraphs around it, such as `57:8`; empty, as the next two, when it is
+    /// about no single node.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node_id: String,
     /// Its class.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node_type: String,
     /// Its title, as the author sees it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub title: String,
     /// The input that it is about, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,9 +160,40 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Something about a node of a graph.
+    pub(crate) fn of_node(
+        severity: Severity,
+        code: Code,
+        id: &NodeId,
+        node: &Node,
+        message: impl Into<String>,
+    ) -> Self {
+        let class = node.class_type();
+        Self {
+            node_id: id.to_string(),
+            node_type: class.to_owned(),
+            title: node.title().unwrap_or(class).to_owned(),
+            ..Self::of_all(severity, code, message)
+        }
+    }
+
+    /// Something about the workflow as a whole.
+    pub(crate) fn of_all(severity: Severity, code: Code, message: impl Into<String>) -> Self {
+        Self {
+            severity,
+            code,
+            node_id: String::new(),
+            node_type: String::new(),
+            title: String::new(),
+            input: None,
+            message: message.into(),
+            hint: String::new(),
+        }
+    }
+
     /// The same, about one of the node's inputs.
     pub(crate) fn on_input(mut self, input: &str) -> Self {
-        self.input = Some(input.to_owned());
+        self.input = Some(input.to_owned()).filter(|input| !input.is_empty());
         self
     }
 
@@ -122,14 +206,34 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} ({}", self.node_id, self.title)?;
-        if self.title != self.node_type {
-            write!(f, ", {}", self.node_type)?;
+        if !self.node_id.is_empty() {
+            write!(f, "node {} ({}", self.node_id, self.title)?;
+            if self.title != self.node_type {
+                write!(f, ", {}", self.node_type)?;
+            }
+            write!(f, "): ")?;
         }
-        write!(f, "): {}", self.message)?;
+        write!(f, "{}", self.message)?;
         if !self.hint.is_empty() {
             write!(f, "; {}", self.hint)?;
         }
         Ok(())
+    }
+}
+
+/// The first error among findings in a sentence, and how many more there are.
+#[derive(Debug)]
+pub(crate) struct Several<'a>(pub(crate) &'a [Finding]);
+
+impl fmt::Display for Several<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut errors = self.0.iter().filter(|finding| finding.severity == Severity::Error);
+        if let Some(first) = errors.next() {
+            write!(f, "{first}")?;
+        }
+        match errors.count() {
+            0 => Ok(()),
+            more => write!(f, " (and {more} more)"),
+        }
     }
 }

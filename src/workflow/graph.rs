@@ -240,6 +240,11 @@ impl Node {
         self.fields.get("inputs").and_then(Value::as_object).into_iter().flatten()
     }
 
+    /// Its inputs as they stand in the file; `None` when it has not even an empty object for them.
+    pub fn given_inputs(&self) -> Option<&Map<String, Value>> {
+        self.fields.get("inputs").and_then(Value::as_object)
+    }
+
     pub(super) fn inputs_mut(&mut self) -> impl Iterator<Item = (&String, &mut Value)> {
         self.fields.get_mut("inputs").and_then(Value::as_object_mut).into_iter().flatten()
     }

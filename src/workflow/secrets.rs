@@ -3,7 +3,7 @@
 //! ComfyUI quotes inputs in its refusals, and nodes quote them in their exceptions. A graph does not say which of its
 //! inputs are secret, so their names decide.
 
-use super::{failure::Failure, graph::Graph};
+use super::{failure::Failure, finding::Finding, graph::Graph};
 
 /// What the name of a secret input ends with, or a word of it.
 const WORDS: &[&str] =
@@ -44,8 +44,16 @@ impl Secrets {
         if let Some(detail) = &mut failure.detail {
             detail.exception_message = detail.exception_message.take().map(|text| self.hide(text));
             detail.traceback = std::mem::take(&mut detail.traceback).into_iter().map(|line| self.hide(line)).collect();
+            detail.findings =
+                std::mem::take(&mut detail.findings).into_iter().map(|finding| self.hide_of(finding)).collect();
         }
         failure
+    }
+
+    /// The finding without them.
+    #[must_use]
+    pub fn hide_of(&self, finding: Finding) -> Finding {
+        Finding { message: self.hide(finding.message), hint: self.hide(finding.hint), ..finding }
     }
 }
 

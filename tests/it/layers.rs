@@ -11,6 +11,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("cli", &[], &["axum", "russh"]),
     ("convert", &["workflow", "json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("preflight", &["workflow", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("files", &[], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
@@ -20,7 +21,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("store", &["workflow"], &["axum", "reqwest", "russh"]),
     (
         "runner",
-        &["home", "files", "workflow", "convert", "ssh", "comfy", "store"],
+        &["home", "files", "workflow", "convert", "preflight", "ssh", "comfy", "store"],
         &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"],
     ),
     ("http", &["workflow", "store", "runner"], &["reqwest", "russh", "tokio_tungstenite"]),

@@ -1,0 +1,162 @@
+//! What a box's `/prompt` would say to a graph, found out before anything is uploaded or paid for.
+//!
+//! The rules are those of `validate_prompt` and `validate_inputs` in ComfyUI's `execution.py` (v0.3.75, and the
+//! development version of autumn 2026), but for one difference: ComfyUI stops at the first fault of a kind, here all
+//! come at once.
+//!
+//! An error is only what ComfyUI certainly refuses. `/object_info` does not tell whether a node checks its values itself,
+//! which widens what is allowed; whatever such a node could decide otherwise is a warning, and the box has the last word.
+//!
+//! Pure: what is on the box is an argument, and what has to be looked up there is part of the answer.
+
+mod files;
+mod inputs;
+mod near;
+mod python;
+mod reach;
+mod types;
+mod values;
+
+use std::collections::BTreeSet;
+
+pub use self::{
+    files::{Annotated, FileReference, annotated},
+    near::suggest_classes,
+};
+
+use self::{
+    near::{MAX_SEARCHES, suggestion},
+    reach::{Reach, Reached},
+};
+use crate::workflow::{
+    Finding, FindingCode, Graph, Node, NodeDefinition, NodeDefinitions, NodeId, Severity, finding::MAX_FINDINGS,
+};
+
+/// What is known about the box.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// The definitions of the graph's classes; what is not among them, the box lacks.
+    pub definitions: &'a NodeDefinitions,
+    /// Classes that the box lacks and puts others in place of.
+    pub replaced: &'a BTreeSet<String>,
+    /// ComfyUI's version, where it tells one, such as `0.3.75`.
+    pub version: Option<&'a str>,
+    /// Names of the input files that come with the workflow.
+    pub given: &'a [String],
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// In the graph's order; the errors are what `/prompt` refuses.
+    pub findings: Vec<Finding>,
+    /// Files that nodes name and that are neither given nor among the choices: they may be on the box all the same, in a
+    /// folder that the choices do not cover.
+    pub files: Vec<FileReference>,
+}
+
+/// Checks a graph against a box.
+pub fn check(graph: &Graph, known: &Known<'_>) -> Report {
+    let mut checker = Checker { graph, known, report: Report::default(), searches: 0 };
+    let unknown = checker.classes();
+    let reach = Reach::of(graph, known.definitions);
+    if !unknown && reach.nodes.is_empty() {
+        let message = "no node of the workflow puts anything out, so nothing would run";
+        let hint = "add a node such as Save Image or Preview Image";
+        checker.report(Finding::of_all(Severity::Error, FindingCode::PromptNoOutputs, message).with_hint(hint));
+    }
+    for (id, reached) in &reach.nodes {
+        let (Some(node), Some(definition)) = (graph.node(id), checker.definition(id)) else { continue };
+        Place { id, node, definition, reached: *reached }.check(&mut checker);
+    }
+    for circle in &reach.circles {
+        checker.circle(circle);
+    }
+    checker.unused_files();
+    checker.report
+}
+
+struct Checker<'a> {
+    graph: &'a Graph,
+    known: &'a Known<'a>,
+    report: Report,
+    /// How often near names were searched for.
+    searches: usize,
+}
+
+/// One node under the eye.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    id: &'a NodeId,
+    node: &'a Node,
+    definition: &'a NodeDefinition,
+    reached: Reached,
+}
+
+impl<'a> Checker<'a> {
+    fn definition(&self, id: &NodeId) -> Option<&'a NodeDefinition> {
+        self.known.definitions.class(self.graph.node(id)?.class_type())
+    }
+
+    /// ComfyUI looks for the classes of all nodes, whether or not they will run. Says whether one was unknown.
+    fn classes(&mut self) -> bool {
+        let mut unknown = false;
+        let unnamed = self.graph.nodes().filter(|(_, node)| self.known.definitions.class(node.class_type()).is_none());
+        for (id, node) in unnamed.collect::<Vec<_>>() {
+            unknown = true;
+            let class = node.class_type();
+            self.report(if self.known.replaced.contains(class) {
+                let message = format!("the class {class} is gone from the box, which puts another in its place");
+                Finding::of_node(Severity::Warning, FindingCode::ReplacedNodeType, id, node, message)
+            } else {
+                let message = format!("the class {class} is not on the box");
+                Finding::of_node(Severity::Error, FindingCode::MissingNodeType, id, node, message)
+                    .with_hint("install the pack that brings it there, or take the node out")
+            });
+        }
+        unknown
+    }
+
+    /// Before v0.20 ComfyUI answers with a recursion error, after it with `dependency_cycle`.
+    fn circle(&mut self, circle: &[NodeId]) {
+        let Some((first, node)) = circle.first().and_then(|id| Some((id, self.graph.node(id)?))) else { return };
+        let path: Vec<&str> = circle.iter().chain([first]).take(8).map(NodeId::as_str).collect();
+        let message = format!("is linked to itself in a circle: {}", path.join(" ← "));
+        let finding = Finding::of_node(Severity::Error, FindingCode::LinkCycle, first, node, message);
+        self.report(finding.with_hint("cut one of these links"));
+    }
+
+    /// What is near to a value that is not there, or what there is.
+    fn suggestion(&mut self, given: &str, there: &[String]) -> String {
+        self.searches += 1;
+        if self.searches > MAX_SEARCHES { near::listed(there) } else { suggestion(given, there) }
+    }
+
+    fn report(&mut self, finding: Finding) {
+        let findings = &mut self.report.findings;
+        if findings.len() >= MAX_FINDINGS && finding.severity == Severity::Error {
+            let warning = findings.iter().rposition(|kept| kept.severity == Severity::Warning);
+            warning.map(|at| findings.remove(at));
+        }
+        if findings.len() < MAX_FINDINGS {
+            findings.push(finding);
+        }
+    }
+}
+
+impl Place<'_> {
+    /// How bad something is that no node can decide otherwise.
+    fn severity(&self) -> Severity {
+        match self.reached {
+            Reached::Certainly => Severity::Error,
+            Reached::Perhaps => Severity::Warning,
+        }
+    }
+
+    fn finding(&self, severity: Severity, code: FindingCode, input: &str, message: impl Into<String>) -> Finding {
+        Finding::of_node(severity, code, self.id, self.node, message).on_input(input)
+    }
+}
+
+#[cfg(test)]
+mod tests;
