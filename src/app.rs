@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::{Config, ConfigError},
     http,
-    runner::Runner,
+    runner::{self, DryRun, ExecuteError, ExecuteRequest, Runner},
     ssh::{Pool, SshError},
     store::{Opened, Store, StoreError},
 };
@@ -47,6 +47,29 @@ pub enum StartError {
     /// No signals can be received.
     #[error("cannot receive signals: {0}")]
     Signals(io::Error),
+}
+
+/// Why a workflow could not be checked.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    /// The settings can't be used.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The request can't be carried out, or the box not be asked.
+    #[error(transparent)]
+    Execute(#[from] ExecuteError),
+}
+
+/// Finds out what would become of a request, without a service.
+///
+/// # Errors
+/// Says in one sentence why that can't be found out.
+pub async fn check(config: &Config, request: ExecuteRequest) -> Result<DryRun, CheckError> {
+    let roots = config.file_roots().map_err(StartError::from)?;
+    let pool = Pool::new(config.ssh(&roots)).map_err(StartError::from)?;
+    let checked = runner::dry_run(request, &config.runner(&roots), &pool).await;
+    pool.close_all().await;
+    Ok(checked?)
 }
 
 /// A running service.

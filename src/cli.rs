@@ -1,5 +1,9 @@
 //! What a command does that is done at once, without the service.
 
+mod check;
+
+pub(crate) use check::{CheckArgs, check};
+
 use std::{
     error::Error,
     fs,
@@ -49,7 +53,7 @@ pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl W
 
 fn told(result: Result<Conversion, ConvertError>) -> (Result<Map<String, Value>, ConvertError>, Vec<Finding>) {
     match result {
-        Ok(Conversion { prompt, findings }) => (Ok(prompt), findings),
+        Ok(Conversion { prompt, findings, .. }) => (Ok(prompt), findings),
         Err(ConvertError::Refused(findings)) => (Err(ConvertError::Refused(findings.clone())), findings),
         Err(other) => (Err(other), Vec::new()),
     }

@@ -26,6 +26,10 @@ struct Cli {
 enum Command {
     /// Run the service (the default).
     Serve(ServeArgs),
+    /// Check a workflow against a box, without running anything.
+    ///
+    /// Ends with 0 if it would run, 1 if not, 2 if that could not be found out.
+    Check(cli::CheckArgs),
     /// Convert a workflow in UI format to the API format, which goes to standard output.
     Convert(cli::ConvertArgs),
     /// Run an example workflow against a sandbox that stands in for the GPU machine.
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
         ended
     });
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             say(&format!("comfy-remote: {error}"));
             ExitCode::FAILURE
@@ -76,14 +80,16 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli) -> Result<(), Box<dyn std::error::Error>> {
+async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match cli.command {
-        Some(Command::Convert(args)) => cli::convert(&args, &mut io::stdout().lock(), &mut io::stderr().lock()),
-        None => serve(cli.serve).await,
-        Some(Command::Serve(args)) => serve(args).await,
+        Some(Command::Check(args)) => return Ok(cli::check(&args, &mut io::stdout(), &mut io::stderr()).await?),
+        Some(Command::Convert(args)) => cli::convert(&args, &mut io::stdout().lock(), &mut io::stderr().lock())?,
+        None => serve(cli.serve).await?,
+        Some(Command::Serve(args)) => serve(args).await?,
         #[cfg(feature = "sandbox")]
-        Some(Command::Demo(args)) => demo(args).await,
+        Some(Command::Demo(args)) => demo(args).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(args: ServeArgs) -> Result<(), Box<dyn std::error::Error>> {

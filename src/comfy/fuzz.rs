@@ -52,7 +52,7 @@ pub(crate) fn answers(input: &[u8]) {
 
 /// A workflow whose prompt runs.
 fn running() -> Option<WorkflowState> {
-    let source = Source::parse(GRAPH).ok()?;
+    let source = Source::parse_kept(GRAPH).ok()?;
     let request = Request {
         ssh_connection: String::new(),
         workflow_file: String::new(),

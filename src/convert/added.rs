@@ -32,6 +32,6 @@ pub(super) fn add(node: &mut Node, definition: &NodeDefinition) {
         }
         _ => return,
     };
-    let widget = |(name, value)| Widget { name, value: Some(value), form: Form::default() };
+    let widget = |(name, value)| Widget { name, value: Some(value), form: Form::default(), randomized: false };
     node.widgets.extend(added.into_iter().map(widget));
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -13,8 +14,9 @@ use super::{
     text,
     ui::Mode,
     virtual_nodes::Virtual,
-    widgets::{Form, Widget},
+    widgets::{Form, Widget, is_randomize},
 };
+use crate::workflow::edits::{Place, Seed};
 
 /// How many findings are kept; the rest would tell nothing new.
 const MAX_FINDINGS: usize = 200;
@@ -28,8 +30,8 @@ pub(super) fn emit(
     options: &Options,
     findings: &mut Vec<Finding>,
     room: &mut Room,
-) -> Result<Map<String, Value>, ConvertError> {
-    let mut emitter = Emitter { links, options, findings, choices: 0, names: names(links) };
+) -> Result<(Map<String, Value>, Vec<Seed>), ConvertError> {
+    let mut emitter = Emitter { links, options, findings, choices: 0, names: names(links), seeds: Seeds::default() };
     let mut prompt = Map::new();
     for instance in 0..links.instances.len() {
         for place in 0..links.graphs[links.instances[instance].graph].nodes.len() {
@@ -40,8 +42,12 @@ pub(super) fn emit(
             }
         }
     }
-    Ok(prompt)
+    let seeds = emitter.seeds.into_values().collect();
+    Ok((prompt, seeds))
 }
+
+/// Inputs that get a new value with each run, by what holds the value and its control: those of one holder get the same.
+type Seeds = IndexMap<(usize, usize, usize), Seed>;
 
 /// Nodes of all instances by the name that file names can refer to: the names of references first, then titles.
 type Names<'a> = [HashMap<&'a str, (usize, usize)>; 2];
@@ -65,6 +71,7 @@ struct Emitter<'a> {
     /// How many choices have been made, so that each gets another number.
     choices: u64,
     names: Names<'a>,
+    seeds: Seeds,
 }
 
 /// What stands in an input.
@@ -111,6 +118,10 @@ impl Emitter<'_> {
         let mut inputs = Map::new();
         for (at, widget) in node.widgets.iter().enumerate() {
             let content = linked.get(&at).and_then(|slot| self.content(instance, place, *slot));
+            if let Some(holder) = self.randomized(instance, place, at, &content) {
+                let input = Place { node: self.id(instance, node).as_str().into(), input: widget.name.clone() };
+                self.seeds.entry(holder).or_default().push(input);
+            }
             let value = match content {
                 Some(Content::Link(link)) => Some(link),
                 Some(Content::Given(value)) => Some(widget.form.sent(value)),
@@ -120,6 +131,27 @@ impl Emitter<'_> {
             inputs.extend(value.map(|value| (widget.name.clone(), value)));
         }
         inputs
+    }
+
+    /// What holds the value of a widget that gets a new one with each run: instance, node, and widget.
+    fn randomized(
+        &self,
+        instance: usize,
+        place: usize,
+        at: usize,
+        content: &Option<Content>,
+    ) -> Option<(usize, usize, usize)> {
+        let node = self.links.node(instance, place);
+        match content {
+            None => node.widgets[at].randomized.then_some((instance, place, at)),
+            Some(Content::Own(_)) => {
+                let slot = node.slots.iter().find(|slot| slot.widget == Some(at))?;
+                let Some(Source::Node { node: primitive, .. }) = slot.source else { return None };
+                let control = self.links.node(instance, primitive).values.get(1)?;
+                is_randomize(control).then_some((instance, primitive, 0))
+            }
+            Some(_) => None,
+        }
     }
 
     fn id(&self, instance: usize, node: &Node) -> String {

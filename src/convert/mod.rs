@@ -34,7 +34,7 @@ pub use crate::workflow::{
     finding::{Code, Finding, Severity},
 };
 
-use crate::workflow::{definition, finding};
+use crate::workflow::{definition, edits::Seed, finding};
 
 /// How many nodes there may be, with all instances of all subgraphs.
 pub const MAX_NODES: usize = 20_000;
@@ -58,6 +58,8 @@ pub struct Conversion {
     ///
     /// Every link leads to the id of a node that is in it. Empty when the workflow has no node that runs.
     pub prompt: Map<String, Value>,
+    /// Inputs whose control says that they get a new value with each run; the front end draws one for each list.
+    pub seeds: Vec<Seed>,
     /// What its author should know; warnings only.
     pub findings: Vec<Finding>,
 }
@@ -108,9 +110,9 @@ pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> 
     let mut findings = Vec::new();
     let graphs = loaded::load(&workflow, definitions, &mut findings, &mut room)?;
     let instances = expand::expand(&graphs, &mut room)?;
-    let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
+    let (prompt, seeds) = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(ConvertError::Refused(findings));
     }
-    Ok(Conversion { prompt, findings })
+    Ok(Conversion { prompt, seeds, findings })
 }

@@ -20,6 +20,8 @@ pub(super) struct Widget {
     pub(super) value: Option<Value>,
     /// How the value is put into words.
     pub(super) form: Form,
+    /// Whether it gets a new value with each run.
+    pub(super) randomized: bool,
 }
 
 impl Widget {
@@ -95,17 +97,18 @@ impl<'a> Layout<'a> {
                 InputKind::Widget(editor) => {
                     let value = self.value(saved, &name, input, *editor);
                     let slots = control_slots(input, *editor, outermost);
+                    let randomized = slots > 0 && saved.peek().is_some_and(is_randomize);
                     saved.skip(slots);
                     self.saved.extend(std::iter::repeat_n(name.clone(), 1 + slots));
                     let form = Form::of(input, *editor, definition);
-                    self.push(name, input, value, form);
+                    self.push(name, input, value, form, randomized);
                 }
                 InputKind::Choice(options) => {
                     let value = saved.next(&name).filter(|value| !value.is_null()).cloned();
                     let value = value.or_else(|| default_choice(input, options));
                     let key = value.as_ref().map(|value| value.as_str().map_or_else(|| value.to_string(), Into::into));
                     self.saved.push(name.clone());
-                    self.push(name.clone(), input, value, Form::default());
+                    self.push(name.clone(), input, value, Form::default(), false);
                     let Some(key) = key else { continue };
                     match options.iter().find(|(option, _)| *option == key) {
                         Some((_, brought)) => self.take(brought, &format!("{name}."), saved, definition, false),
@@ -119,11 +122,11 @@ impl<'a> Layout<'a> {
         }
     }
 
-    fn push(&mut self, name: String, input: &'a InputDefinition, value: Option<Value>, form: Form) {
+    fn push(&mut self, name: String, input: &'a InputDefinition, value: Option<Value>, form: Form, randomized: bool) {
         if !input.socketless() {
             self.behind.push((name.clone(), input, Some(self.widgets.len())));
         }
-        self.widgets.push(Widget { name, value, form });
+        self.widgets.push(Widget { name, value, form, randomized });
     }
 
     fn value(&mut self, saved: &mut Saved<'_>, name: &str, input: &InputDefinition, editor: Editor) -> Option<Value> {
@@ -154,6 +157,14 @@ impl<'a> Saved<'a> {
                 values.get(*next - 1).copied()
             }
             Self::Named(named) => named.get(name),
+        }
+    }
+
+    /// What comes next, where values are listed.
+    fn peek(&self) -> Option<&'a Value> {
+        match self {
+            Self::List { values, next } => values.get(*next).copied(),
+            Self::Named(_) => None,
         }
     }
 
@@ -196,6 +207,11 @@ impl Form {
             value
         }
     }
+}
+
+/// Whether this is the control's word for a new value with each run.
+pub(super) fn is_randomize(control: &Value) -> bool {
+    control.as_str() == Some("randomize")
 }
 
 /// How many saved values belong to the control of what happens to a value after a run. It is there when the definition

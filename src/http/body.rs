@@ -12,7 +12,10 @@ use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::error::ApiError;
-use crate::runner::ExecuteRequest;
+use crate::{
+    runner::{ConvertRequest, ExecuteRequest, WorkflowGiven},
+    workflow::Edits,
+};
 
 /// How long a client may take to send its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
@@ -113,11 +116,19 @@ fn declared_length(request: &Request) -> Option<u64> {
     request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// What a caller of execute wants.
+pub(super) struct Execute {
+    pub(super) request: ExecuteRequest,
+    /// Only to be told what would become of it.
+    pub(super) dry_run: bool,
+    pub(super) warnings: Vec<String>,
+}
+
 /// The fields of execute, and a warning for each unknown one.
 ///
 /// # Errors
 /// A 400 that names the first missing or wrong field.
-pub(super) fn execute_request(mut body: Map<String, Value>) -> Result<(ExecuteRequest, Vec<String>), ApiError> {
+pub(super) fn execute_request(mut body: Map<String, Value>) -> Result<Execute, ApiError> {
     let mut fields = Fields(&mut body);
     let request = ExecuteRequest {
         ssh_connection: fields.required_text("ssh_connection")?,
@@ -128,10 +139,37 @@ pub(super) fn execute_request(mut body: Map<String, Value>) -> Result<(ExecuteRe
         comfyui_port: fields.port("comfyui_port")?,
         comfyui_input_dir: fields.text("comfyui_input_dir")?,
         comfyui_output_dir: fields.text("comfyui_output_dir")?,
+        edits: Edits { parameters: fields.values("parameters")?, randomize_seeds: fields.flag("randomize_seeds")? },
     };
+    let dry_run = fields.flag("dry_run")?;
+    Ok(Execute { request, dry_run, warnings: unknown_fields(&body) })
+}
+
+/// The fields of convert, and a warning for each unknown one.
+///
+/// # Errors
+/// A 400 that names the first missing or wrong field.
+pub(super) fn convert_request(mut body: Map<String, Value>) -> Result<(ConvertRequest, Vec<String>), ApiError> {
+    let mut fields = Fields(&mut body);
+    let workflow = match (fields.text("workflow_file")?, fields.take("workflow")) {
+        (Some(path), None) => WorkflowGiven::File(path),
+        (None, Some(workflow @ Value::Object(_))) => WorkflowGiven::Inline(workflow),
+        (None, Some(_)) => return Err(wrong("workflow", "an object")),
+        (None, None) => return Err(ApiError::bad_request("Missing required field: workflow_file or workflow")),
+        (Some(_), Some(_)) => return Err(ApiError::bad_request("Give either workflow_file or workflow, not both")),
+    };
+    let request = ConvertRequest {
+        workflow,
+        ssh_connection: fields.text("ssh_connection")?,
+        comfyui_port: fields.port("comfyui_port")?,
+        object_info_file: fields.text("object_info_file")?,
+    };
+    Ok((request, unknown_fields(&body)))
+}
+
+fn unknown_fields(left: &Map<String, Value>) -> Vec<String> {
     let brief = |name: &String| name.chars().take(80).collect::<String>();
-    let warnings = body.keys().take(20).map(|name| format!("Unknown field ignored: {}", brief(name))).collect();
-    Ok((request, warnings))
+    left.keys().take(20).map(|name| format!("Unknown field ignored: {}", brief(name))).collect()
 }
 
 /// Takes fields out of a body; `null` is the same as absent.
@@ -173,6 +211,25 @@ impl Fields<'_> {
             _ => Err(wrong(name, "a list of non-empty strings")),
         };
         items.into_iter().map(text).collect()
+    }
+
+    fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        match self.take(name) {
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(_) => Err(wrong(name, "true or false")),
+            None => Ok(false),
+        }
+    }
+
+    fn values(&mut self, name: &str) -> Result<Map<String, Value>, ApiError> {
+        match self.take(name) {
+            Some(Value::Object(values)) if values.len() > MAX_LISTED => {
+                Err(ApiError::bad_request(format!("Field {name} must not have more than {MAX_LISTED} entries")))
+            }
+            Some(Value::Object(values)) => Ok(values),
+            Some(_) => Err(wrong(name, "an object with values by name")),
+            None => Ok(Map::new()),
+        }
     }
 
     fn port(&mut self, name: &str) -> Result<Option<u16>, ApiError> {

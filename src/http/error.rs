@@ -68,8 +68,12 @@ impl ApiError {
             ErrorCode::InvalidWorkflow => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
+        Self { workflow_id: Some(workflow_id), ..Self::of(failure, status) }
+    }
+
+    fn of(failure: Failure, status: StatusCode) -> Self {
         let findings = failure.detail.map(|detail| detail.findings).unwrap_or_default();
-        Self { workflow_id: Some(workflow_id), findings, ..Self::new(status, failure.message) }
+        Self { findings, ..Self::new(status, failure.message) }
     }
 }
 
@@ -77,6 +81,8 @@ impl From<runner::ExecuteError> for ApiError {
     fn from(error: runner::ExecuteError) -> Self {
         match error {
             runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
+            runner::ExecuteError::Refused(failure) => Self::of(failure, StatusCode::BAD_REQUEST),
+            runner::ExecuteError::Unreachable(failure) => Self::of(failure, StatusCode::BAD_GATEWAY),
             runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::LineFull(_) => Self::too_many(error.to_string(), ROOM_AFTER_S),

@@ -69,6 +69,7 @@ pub fn router(runner: Runner, store: Store, options: Options) -> Router {
     let polls = from_fn_with_state(options.caller_rates.progress(), throttle::limit);
     let routes = Router::new()
         .route("/execute", post(workflow::execute).layer(starts.clone()))
+        .route("/convert", post(workflow::convert).layer(starts.clone()))
         .route("/{id}/retry", post(workflow::retry).layer(starts))
         .route("/{id}/progress", get(workflow::progress).layer(polls.clone()))
         .route("/state", get(workflow::state).layer(polls.clone()))

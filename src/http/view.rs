@@ -9,9 +9,12 @@ use axum::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
-use crate::workflow::{
-    Connection, ConnectionState, ErrorCode, ErrorDetail, FileType, NodeId, NodeState, NodeStatus, Output, Phase,
-    PromptId, Status, WorkflowFormat, WorkflowId, WorkflowState, state::Text,
+use crate::{
+    runner::{Converted, DryRun},
+    workflow::{
+        Connection, ConnectionState, ErrorCode, ErrorDetail, FileType, NodeId, NodeState, NodeStatus, Output, Phase,
+        PromptId, Status, WorkflowFormat, WorkflowId, WorkflowState, state::Text,
+    },
 };
 
 /// `{"success": true}` with more beside it.
@@ -39,6 +42,23 @@ impl<T: Serialize> IntoResponse for Success<T> {
 pub(super) struct StartedView {
     pub(super) workflow_id: WorkflowId,
     pub(super) message: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) warnings: Vec<String>,
+}
+
+/// The answer to execute when nothing is to be run.
+#[derive(Debug, Serialize)]
+pub(super) struct DryRunView {
+    pub(super) dry_run: bool,
+    #[serde(flatten)]
+    pub(super) plan: DryRun,
+}
+
+/// The answer to convert.
+#[derive(Debug, Serialize)]
+pub(super) struct ConvertedView {
+    #[serde(flatten)]
+    pub(super) converted: Converted,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) warnings: Vec<String>,
 }

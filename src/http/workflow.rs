@@ -10,11 +10,12 @@ use axum::{
 };
 
 use super::{
-    Api, body,
+    Api,
+    body::{self, Execute},
     error::ApiError,
     view::{
-        ActiveView, DownloadView, HealthView, MessageView, OutputView, OutputsEnvelope, ProgressEnvelope, StartedView,
-        StateEnvelope, Success, TroubleView, WorkflowView, output_views,
+        ActiveView, ConvertedView, DownloadView, DryRunView, HealthView, MessageView, OutputView, OutputsEnvelope,
+        ProgressEnvelope, StartedView, StateEnvelope, Success, TroubleView, WorkflowView, output_views,
     },
 };
 use crate::{
@@ -30,8 +31,21 @@ pub(super) async fn execute(
 ) -> Result<Response, ApiError> {
     let key = body::idempotency_key(&request)?;
     let body = body::read_object(request, api.max_body_bytes).await?;
-    let (request, unknown_fields) = body::execute_request(body)?;
-    started(api.runner.execute(request, caller, unknown_fields, key).await?)
+    let Execute { request, dry_run, warnings } = body::execute_request(body)?;
+    if dry_run {
+        let mut plan = api.runner.dry_run(request).await?;
+        plan.warnings.splice(0..0, warnings);
+        return Ok(Success::new(DryRunView { dry_run, plan }).into_response());
+    }
+    started(api.runner.execute(request, caller, warnings, key).await?)
+}
+
+/// `POST /comfyui/workflow/convert`
+pub(super) async fn convert(State(api): State<Arc<Api>>, request: Request) -> Result<Response, ApiError> {
+    let body = body::read_object(request, api.max_body_bytes).await?;
+    let (request, warnings) = body::convert_request(body)?;
+    let converted = api.runner.convert(request).await?;
+    Ok(Success::new(ConvertedView { converted, warnings }).into_response())
 }
 
 /// `POST /comfyui/workflow/{id}/retry`

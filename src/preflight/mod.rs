@@ -61,7 +61,7 @@ pub fn check(graph: &Graph, known: &Known<'_>) -> Report {
     let unknown = checker.classes();
     let reach = Reach::of(graph, known.definitions);
     if !unknown && reach.nodes.is_empty() {
-        let message = "no node of the workflow puts anything out, so nothing would run";
+        let message = "the workflow has no node that saves or shows a result, so nothing would run";
         let hint = "add a node such as Save Image or Preview Image";
         checker.report(Finding::of_all(Severity::Error, FindingCode::PromptNoOutputs, message).with_hint(hint));
     }

@@ -24,7 +24,7 @@ pub(super) const MAX_SEARCHES: usize = 25;
 const SHOWN: usize = 80;
 
 /// A hint for a value that is not there: what is near to it, else what there is.
-pub fn suggestion(given: &str, there: &[String]) -> String {
+pub(super) fn suggestion(given: &str, there: &[String]) -> String {
     let near = near(given, there);
     if near.is_empty() {
         return listed(there);

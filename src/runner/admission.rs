@@ -20,10 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::{FileRules, Options, digest::sha256_of, disk::check_room_in, error::ExecuteError};
 use crate::{
     convert::extract::{ExtractError, Workflow, extract},
-    files::{Folder, PathError, open_regular},
+    files::{Folder, PathError, Roots, open_regular},
     home::expand_home,
     ssh::{Pool, Target},
-    workflow::{Caller, Graph, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
+    workflow::{Caller, Document, Edits, Graph, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
 };
 
 /// What a caller asks for; everything optional may be missing.
@@ -45,6 +45,9 @@ pub struct ExecuteRequest {
     pub comfyui_input_dir: Option<String>,
     /// ComfyUI's output folder on the box.
     pub comfyui_output_dir: Option<String>,
+    /// What is to be changed in the workflow.
+    #[serde(flatten)]
+    pub edits: Edits,
 }
 
 impl ExecuteRequest {
@@ -90,16 +93,30 @@ impl Admitted {
 /// Requests that are checked at once: each may have gigabytes of inputs to read.
 static CHECKS: Semaphore = Semaphore::const_new(8);
 
+/// What becomes of a request that passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// It is run: its output folder is made.
+    Run,
+    /// It is only looked at: nothing of it stays.
+    DryRun,
+}
+
 /// Checks a request and fills in what it leaves out. Dropped, it stops before the next input.
-pub(super) async fn check(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<Admitted, ExecuteError> {
+pub(super) async fn check(
+    request: ExecuteRequest,
+    purpose: Purpose,
+    options: &Options,
+    pool: &Pool,
+) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
-    in_turn(move |gone| check_blocking(request, &options, &pool, gone)).await
+    in_turn(move |gone| check_blocking(request, purpose, &options, &pool, gone)).await
 }
 
 /// Does the work on a thread of its own, a few at once. `gone` is cancelled when the caller has hung up.
-async fn in_turn(
-    work: impl FnOnce(&CancellationToken) -> Result<Admitted, String> + Send + 'static,
-) -> Result<Admitted, ExecuteError> {
+pub(super) async fn in_turn<T: Send + 'static>(
+    work: impl FnOnce(&CancellationToken) -> Result<T, String> + Send + 'static,
+) -> Result<T, ExecuteError> {
     let turn = CHECKS.acquire().await.ok();
     let gone = CancellationToken::new();
     let _caller = gone.clone().drop_guard();
@@ -123,8 +140,8 @@ pub(super) async fn check_again(
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images, &options.files, gone)?;
-        prepare_output_dir(&text(&request.output_dir), &options)?;
-        let workflow_format = source.format();
+        prepare_output_dir(&text(&request.output_dir), Purpose::Run, &options)?;
+        let workflow_format = source.document.format();
         Ok(Admitted::new(request, source, workflow_format, Vec::new()))
     };
     in_turn(work).await
@@ -132,13 +149,15 @@ pub(super) async fn check_again(
 
 fn check_blocking(
     request: ExecuteRequest,
+    purpose: Purpose,
     options: &Options,
     pool: &Pool,
     gone: &CancellationToken,
 ) -> Result<Admitted, String> {
     let defaults = &options.defaults;
     let target = check_target(&request.ssh_connection, pool)?;
-    let (source, workflow_format) = read_source(&request.workflow_file, &options.files)?;
+    let (document, workflow_format) = read_document(&request.workflow_file, &options.files)?;
+    let source = source_of(document, request.edits)?;
     let input_images = check_images(&request.input_images, &options.files, gone)?;
     for (field, folder) in
         [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
@@ -148,7 +167,7 @@ fn check_blocking(
         }
     }
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
-    let output_dir = prepare_output_dir(&output_dir, options)?;
+    let output_dir = prepare_output_dir(&output_dir, purpose, options)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
     let request = Request {
         ssh_connection: request.ssh_connection,
@@ -164,31 +183,37 @@ fn check_blocking(
 }
 
 /// The connection string taken apart, if it leads where the operator allows.
-fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
+pub(super) fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
     let target = Target::parse(ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
     pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
     Ok(target)
 }
 
-fn read_source(given: &str, rules: &FileRules) -> Result<(Source, WorkflowFormat), String> {
-    let limit = rules.workflow_file_bytes;
-    let mut content = Vec::new();
-    let file = open_input(given, "Workflow file", "workflow_file", rules)?;
-    let unreadable = |error: io::Error| format!("Workflow file cannot be read: {given}: {}", plain(&error));
-    file.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > limit {
-        let limit = HumanBytes(limit);
-        return Err(format!("Workflow file is larger than {limit} ([limits] workflow_file_bytes): {given}"));
-    }
-    source_in(&content).map_err(|error| format!("Workflow file {given} {error}"))
+pub(super) fn read_document(given: &str, rules: &FileRules) -> Result<(Document, WorkflowFormat), String> {
+    let content = read_bounded(given, "Workflow file", "workflow_file", rules)?;
+    document_in(&content).map_err(|error| format!("Workflow file {given} {error}"))
 }
 
 /// A workflow as such, or one that a picture or other JSON carries.
-fn source_in(content: &[u8]) -> Result<(Source, WorkflowFormat), String> {
-    let plain = match Source::parse(content) {
-        Ok(source) => {
-            let format = source.format();
-            return Ok((source, format));
+/// The content of a file that a request names, which is no longer than a workflow file may be.
+pub(super) fn read_bounded(given: &str, what: &str, field: &str, rules: &FileRules) -> Result<Vec<u8>, String> {
+    let limit = rules.workflow_file_bytes;
+    let mut content = Vec::new();
+    let file = open_input(given, what, field, rules)?;
+    let unreadable = |error: io::Error| format!("{what} cannot be read: {given}: {}", plain(&error));
+    file.take(limit.saturating_add(1)).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > limit {
+        let limit = HumanBytes(limit);
+        return Err(format!("{what} is larger than {limit} ([limits] workflow_file_bytes): {given}"));
+    }
+    Ok(content)
+}
+
+pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), String> {
+    let plain = match Document::parse(content) {
+        Ok(document) => {
+            let format = document.format();
+            return Ok((document, format));
         }
         Err(error) => error,
     };
@@ -197,11 +222,19 @@ fn source_in(content: &[u8]) -> Result<(Source, WorkflowFormat), String> {
         Err(ExtractError::Empty | ExtractError::NotJson(_) | ExtractError::NoWorkflow) => return Err(plain.to_string()),
         Err(error) => return Err(error.to_string()),
     };
-    let source = match found.workflow {
-        Workflow::Ui(document) => Source::Ui(document),
-        Workflow::Api(graph) => Source::Graph(Graph::from_document(graph).map_err(|error| error.to_string())?),
+    let document = match found.workflow {
+        Workflow::Ui(document) => Document::Ui(document),
+        Workflow::Api(graph) => Document::Graph(Graph::from_document(graph).map_err(|error| error.to_string())?),
     };
-    Ok((source, found.format))
+    Ok((document, found.format))
+}
+
+/// What is to be run, if its parameters lead somewhere as far as that can be known without the box.
+fn source_of(document: Document, edits: Edits) -> Result<Source, String> {
+    if let Document::Graph(graph) = &document {
+        edits.places(graph)?;
+    }
+    Ok(Source { document, edits })
 }
 
 /// The images as absolute paths, each once.
@@ -239,9 +272,14 @@ fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -
 }
 
 /// Makes the folder if it is missing, and finds out by doing whether files can be made in it.
-fn prepare_output_dir(given: &str, options: &Options) -> Result<PathBuf, String> {
+fn prepare_output_dir(given: &str, purpose: Purpose, options: &Options) -> Result<PathBuf, String> {
     let path = absolute(given);
-    let folder = Folder::make(&path, &options.files.write_roots).map_err(|error| match error {
+    let roots = &options.files.write_roots;
+    let folder = match purpose {
+        Purpose::Run => Folder::make(&path, roots),
+        Purpose::DryRun => nearest_folder(&path, roots),
+    };
+    let folder = folder.map_err(|error| match error {
         PathError::Outside => outside("output_dir", given, "write_roots"),
         PathError::NotAFolder { path: found } if found == path => format!("Output folder is not a folder: {given}"),
         PathError::Foreign { .. } => {
@@ -253,6 +291,18 @@ fn prepare_output_dir(given: &str, options: &Options) -> Result<PathBuf, String>
     folder.check_writable().map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
     check_room_in(&folder, &path, options.min_free_bytes)?;
     Ok(path)
+}
+
+/// The folder at `path`, or the one in which it would be made.
+fn nearest_folder(path: &Path, roots: &Roots) -> Result<Folder, PathError> {
+    let mut tried = Folder::open(path, roots);
+    for above in path.ancestors().skip(1) {
+        match &tried {
+            Err(PathError::Io(error)) if error.kind() == io::ErrorKind::NotFound => tried = Folder::open(above, roots),
+            _ => break,
+        }
+    }
+    tried
 }
 
 fn open_input(given: &str, what: &str, field: &str, rules: &FileRules) -> Result<File, String> {
@@ -340,6 +390,7 @@ mod tests {
             };
             check_blocking(
                 self.request.clone(),
+                Purpose::Run,
                 &options,
                 &Pool::new(ssh::Options::default()).unwrap(),
                 &CancellationToken::new(),

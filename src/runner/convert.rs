@@ -7,23 +7,29 @@ use super::{
     error::StepError,
     execution::Execution,
     link::Link,
-    preflight::{refusal, suggest_classes},
+    preflight::{BoxFacts, refusal, suggest_classes},
 };
 use crate::{
     convert::{self, Conversion, ConvertError},
-    workflow::{ErrorCode, Event, Finding, Graph, Source},
+    workflow::{
+        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Severity, Source,
+        edits::{Place, Seed},
+        finding::Several,
+    },
 };
 
 impl Execution {
-    /// The graph to submit. What came in UI format is converted for this box, once; that graph is kept in its place.
+    /// The graph to submit. What came in UI format is converted for this box, and what the user wants changed is changed,
+    /// once; that graph is kept in the source's place.
     pub(super) async fn graph(&self, link: &Link) -> Result<Graph, StepError> {
-        let graph = match self.store.source(&self.id).await? {
-            Source::Graph(graph) => graph,
-            Source::Ui(document) => {
-                let graph = self.convert(link, document).await?;
-                self.store.settle_graph(&self.id, graph.clone()).await?;
-                graph
-            }
+        let source = self.store.source(&self.id).await?;
+        let graph = if source.is_settled() {
+            settle(link, source, &self.conversion_options()?).await?.graph
+        } else {
+            let Settled { graph, findings } = settle(link, source, &self.conversion_options()?).await?;
+            self.store.settle_graph(&self.id, graph.clone()).await?;
+            findings.iter().for_each(|finding| self.warn(finding.to_string()));
+            graph
         };
         if self.state()?.nodes.is_empty() {
             self.apply(Event::Converted(Box::new(graph.clone())));
@@ -31,21 +37,82 @@ impl Execution {
         Ok(graph)
     }
 
-    async fn convert(&self, link: &Link, document: Value) -> Result<Graph, StepError> {
+    fn conversion_options(&self) -> Result<convert::Options, StepError> {
         let accepted = self.state()?.queue_time;
-        let options = convert::Options { now: Some(local(accepted)), seed: seed(&self.id.to_string()) };
-        let (graph, findings) = convert_on(link, document, options).await?;
-        findings.iter().for_each(|finding| self.warn(finding.to_string()));
-        Ok(graph)
+        Ok(conversion_options(accepted, &self.id.to_string()))
     }
 }
 
-/// Converts a document for the box at the end of the link.
-pub(super) async fn convert_on(
+/// Another choice of texts for each name, and always the same one for it.
+pub(super) fn conversion_options(at: DateTime<Utc>, name: &str) -> convert::Options {
+    convert::Options { now: Some(local(at)), seed: seed(name) }
+}
+
+/// The graph that a source means on a box.
+#[derive(Debug)]
+pub(super) struct Settled {
+    pub(super) graph: Graph,
+    /// What its author should know; warnings only.
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Converts a source for the box at the end of the link, and changes what is to be changed.
+pub(super) async fn settle(link: &Link, source: Source, options: &convert::Options) -> Result<Settled, StepError> {
+    let (mut graph, seeds, findings) = match source.document {
+        Document::Graph(graph) => {
+            let seeds = if source.edits.randomize_seeds { graph.seeds() } else { Vec::new() };
+            (graph, seeds, Vec::new())
+        }
+        Document::Ui(document) => convert_for(link, document, *options).await?,
+    };
+    let refused = |message: String| {
+        let finding = Finding::of_all(Severity::Error, FindingCode::UnknownParameter, message.clone());
+        StepError::Fatal(refusal(message, vec![finding]))
+    };
+    check_places(link, &source.edits, &graph).await?;
+    // Of such an id the lower half is random but for its first bits.
+    source.edits.apply(&mut graph, &seeds, || uuid::Uuid::new_v4().as_u64_pair().1).map_err(refused)?;
+    Ok(Settled { graph, findings })
+}
+
+/// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it.
+async fn check_places(link: &Link, edits: &Edits, graph: &Graph) -> Result<(), StepError> {
+    let places = edits.places(graph).unwrap_or_default();
+    let lacks = |place: &Place| {
+        let node = graph.node(&place.node)?;
+        let has = node.given_inputs().is_some_and(|inputs| inputs.contains_key(&place.input));
+        (!has).then_some(node)
+    };
+    let new: Vec<_> = places.iter().filter_map(|(place, _)| Some((place, lacks(place)?))).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let classes = new.iter().map(|(_, node)| node.class_type().to_owned()).collect();
+    let known = BoxFacts::ask(link, &classes).await?;
+    let mut findings = Vec::new();
+    for (place, node) in new {
+        let definition = known.definitions.as_ref().and_then(|known| known.class(node.class_type()));
+        // A class that the box lacks is found later, with all others.
+        if definition.is_some_and(|definition| !definition.may_have(&place.input)) {
+            let (id, input) = (&place.node, &place.input);
+            let message = format!("has no input {input}, which a parameter is to set");
+            let names = node.inputs().map(|(name, _)| name.as_str()).take(20).collect::<Vec<_>>().join(", ");
+            let finding = Finding::of_node(Severity::Error, FindingCode::UnknownParameter, id, node, message);
+            findings.push(finding.on_input(input).with_hint(format!("it has {names}")));
+        }
+    }
+    if findings.is_empty() {
+        return Ok(());
+    }
+    let message = format!("A parameter fits no input: {}", Several(&findings));
+    Err(StepError::Fatal(refusal(message, findings)))
+}
+
+async fn convert_for(
     link: &Link,
     document: Value,
     options: convert::Options,
-) -> Result<(Graph, Vec<Finding>), StepError> {
+) -> Result<(Graph, Vec<Seed>, Vec<Finding>), StepError> {
     let definitions = link.client.definitions(&convert::classes(&document)).await?;
     let work = move || convert::convert(&document, &definitions, &options);
     let converted = tokio::task::spawn_blocking(work).await.map_err(|error| {
@@ -53,11 +120,11 @@ pub(super) async fn convert_on(
         StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
     })?;
     match converted {
-        Ok(Conversion { prompt, findings }) => {
+        Ok(Conversion { prompt, seeds, findings }) => {
             let broken = |error| format!("The converted workflow {error}");
             let graph = Graph::from_document(prompt)
                 .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, broken(error)))?;
-            Ok((graph, findings))
+            Ok((graph, seeds, findings))
         }
         Err(ConvertError::Refused(mut findings)) => {
             suggest_classes(link, &mut findings).await?;

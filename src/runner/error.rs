@@ -16,6 +16,12 @@ pub enum ExecuteError {
     /// A check failed; the text says which and on what.
     #[error("{0}")]
     Rejected(String),
+    /// What was asked for can't be run or converted; nothing is on record.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+    /// The box could not be asked.
+    #[error("{}", .0.message)]
+    Unreachable(Failure),
     /// Too many workflows wait already, or are the caller's.
     #[error("{0}")]
     LineFull(Full),

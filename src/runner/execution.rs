@@ -166,10 +166,10 @@ impl Execution {
 
     /// A failure as it may be told and kept: nodes and refusals quote inputs.
     async fn without_secrets(&self, failure: Failure) -> Failure {
-        match self.store.source(&self.id).await {
-            Ok(Source::Graph(graph)) => Secrets::of(&graph).hide_in(failure),
+        match self.store.source(&self.id).await.ok().as_ref().and_then(Source::graph) {
+            Some(graph) => Secrets::of(graph).hide_in(failure),
             // Nothing of it was sent yet.
-            Ok(Source::Ui(_)) | Err(_) => failure,
+            None => failure,
         }
     }
 

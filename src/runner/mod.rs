@@ -10,6 +10,7 @@ mod collect;
 mod convert;
 mod digest;
 mod disk;
+mod dry_run;
 mod ear;
 mod early;
 mod error;
@@ -43,8 +44,12 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
+use admission::Purpose;
 pub use admission::{Defaults, ExecuteRequest};
 use allowance::Allowance;
+pub use dry_run::{
+    ConvertRequest, Converted, DryRun, PlannedNode, PlannedOutput, PlannedUpload, WorkflowGiven, dry_run,
+};
 pub use error::ExecuteError;
 use execution::Execution;
 use later::Later;
@@ -239,6 +244,27 @@ impl Runner {
         self.start_admitted(admitted).await
     }
 
+    /// [`dry_run()`] with the settings and connections of this runner.
+    ///
+    /// # Errors
+    /// As there; also when the service stops meanwhile.
+    pub async fn dry_run(&self, request: ExecuteRequest) -> Result<DryRun, ExecuteError> {
+        self.unless_stopped(dry_run(request, &self.inner.options, &self.inner.pool)).await
+    }
+
+    /// Converts a workflow for a box, or with node definitions from a file.
+    ///
+    /// # Errors
+    /// When the workflow can't be read or converted, or the box can't be asked.
+    pub async fn convert(&self, request: ConvertRequest) -> Result<Converted, ExecuteError> {
+        self.unless_stopped(dry_run::convert(request, &self.inner.options, &self.inner.pool)).await
+    }
+
+    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T, ExecuteError>>) -> Result<T, ExecuteError> {
+        let ended = self.inner.shutdown.run_until_cancelled(work).await;
+        ended.unwrap_or(Err(ExecuteError::Stopping))
+    }
+
     async fn execute_new(
         &self,
         request: ExecuteRequest,
@@ -246,7 +272,7 @@ impl Runner {
         warnings: Vec<String>,
         idempotency: Option<Idempotency>,
     ) -> Result<Started, ExecuteError> {
-        let mut admitted = admission::check(request, &self.inner.options, &self.inner.pool).await?;
+        let mut admitted = admission::check(request, Purpose::Run, &self.inner.options, &self.inner.pool).await?;
         admitted.warnings.splice(0..0, warnings);
         admitted.idempotency = idempotency;
         admitted.caller = Some(caller);

@@ -38,11 +38,11 @@ const CLEAN_UP: Duration = Duration::from_secs(5);
 
 /// An input file as it is here. What was checked is what is sent: it stays open.
 #[derive(Debug)]
-struct Input {
-    path: PathBuf,
+pub(super) struct Input {
+    pub(super) path: PathBuf,
     file: File,
-    name: String,
-    size: u64,
+    pub(super) name: String,
+    pub(super) size: u64,
     sha256: [u8; 32],
 }
 
@@ -158,10 +158,7 @@ impl Execution {
     }
 
     async fn read_input(&self, path: PathBuf) -> Result<Input, StepError> {
-        let (rules, shown) = (self.options.files.clone(), path.display().to_string());
-        let read = tokio::task::spawn_blocking(move || read_input(path, &rules)).await;
-        let stopped = |_| StepError::fatal(ErrorCode::UploadFailed, format!("Input image cannot be read: {shown}"));
-        read.map_err(stopped)?
+        read(path, &self.options.files).await
     }
 
     /// After a cancelled upload: removes what had arrived of it, if the box can still be reached.
@@ -185,28 +182,53 @@ impl Execution {
 
 /// The name under which the content lies in the folder now, and whether it was put there just now.
 async fn place(transfer: &Transfer, folder: &str, part: &str, input: &Input) -> Result<(String, bool), TransferError> {
-    if !transfer.stat(folder).await?.is_some_and(|stat| stat.is_dir) {
-        return Err(TransferError::NotFound { path: folder.to_owned() });
-    }
     let mut taken = None;
     for _ in 0..RENAME_ATTEMPTS {
-        for name in [input.name.clone(), name_for_content(&input.name, &input.sha256)] {
-            let path = join(folder, &name);
-            match transfer.stat(&path).await? {
-                None => match put(transfer, part, &path, input).await {
+        match foresee(transfer, folder, input).await? {
+            Some(Foreseen { name, is_there: true }) => return Ok((name, false)),
+            Some(Foreseen { name, is_there: false }) => {
+                let path = join(folder, &name);
+                match put(transfer, part, &path, input).await {
                     Ok(()) => return Ok((name, true)),
                     // Another run took the name meanwhile: look at it again.
                     Err(error) if transfer.stat(&path).await?.is_some() => taken = Some(error),
                     Err(error) => return Err(error),
-                },
-                Some(stat) if stat.size == input.size && sha256(transfer, &path, input.size).await? == input.sha256 => {
-                    return Ok((name, false));
                 }
-                Some(_) => {}
             }
+            None => break,
         }
     }
     Err(taken.unwrap_or_else(|| TransferError::AlreadyExists { path: join(folder, &input.name) }))
+}
+
+/// Where an input would come to lie.
+#[derive(Debug)]
+pub(super) struct Foreseen {
+    pub(super) name: String,
+    /// Whether its content lies there already.
+    pub(super) is_there: bool,
+}
+
+/// The first name that is free or has the content; `None` when other content has all of them.
+pub(super) async fn foresee(
+    transfer: &Transfer,
+    folder: &str,
+    input: &Input,
+) -> Result<Option<Foreseen>, TransferError> {
+    if !transfer.stat(folder).await?.is_some_and(|stat| stat.is_dir) {
+        return Err(TransferError::NotFound { path: folder.to_owned() });
+    }
+    for name in [input.name.clone(), name_for_content(&input.name, &input.sha256)] {
+        let path = join(folder, &name);
+        match transfer.stat(&path).await? {
+            None => return Ok(Some(Foreseen { name, is_there: false })),
+            Some(stat) if stat.size == input.size && sha256(transfer, &path, input.size).await? == input.sha256 => {
+                return Ok(Some(Foreseen { name, is_there: true }));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// What the box computes, or else what is read from it.
@@ -268,6 +290,14 @@ impl Input {
     fn source(&self) -> io::Result<tokio::fs::File> {
         Ok(tokio::fs::File::from_std(self.file.try_clone()?))
     }
+}
+
+/// Opens an input and looks through it.
+pub(super) async fn read(path: PathBuf, rules: &FileRules) -> Result<Input, StepError> {
+    let (rules, shown) = (rules.clone(), path.display().to_string());
+    let read = tokio::task::spawn_blocking(move || read_input(path, &rules)).await;
+    let stopped = |_| StepError::fatal(ErrorCode::UploadFailed, format!("Input image cannot be read: {shown}"));
+    read.map_err(stopped)?
 }
 
 /// Opens an input and looks through it. Blocks.

@@ -164,7 +164,7 @@ impl Graphs {
 }
 
 fn parse(id: &WorkflowId, content: &[u8]) -> Result<Source, StoreError> {
-    Source::parse(content).map_err(|error| unreadable(id, format!("it {error}"), false))
+    Source::parse_kept(content).map_err(|error| unreadable(id, format!("it {error}"), false))
 }
 
 fn unreadable(id: &WorkflowId, cause: String, may_pass: bool) -> StoreError {

@@ -42,7 +42,7 @@ use graphs::{Graphs, KeptGraph};
 use lock::Lock;
 use writer::{Progress, Writer};
 
-use crate::workflow::{Event, Graph, Source, WorkflowId, WorkflowState};
+use crate::workflow::{Document, Event, Graph, Source, WorkflowId, WorkflowState};
 
 /// A finished workflow younger than this is never trimmed.
 const KEEP_AT_LEAST: TimeDelta = TimeDelta::minutes(10);
@@ -217,7 +217,7 @@ impl Store {
     /// # Errors
     /// When it can't be written; then the source stays as it was.
     pub async fn settle_graph(&self, id: &WorkflowId, graph: Graph) -> Result<(), StoreError> {
-        let kept = self.shared.graphs.replace(id, &Source::Graph(graph)).await?;
+        let kept = self.shared.graphs.replace(id, &Document::Graph(graph).into()).await?;
         if let Some(entry) = self.shared.map.write().workflows.get_mut(id)
             && entry.state.is_active()
         {

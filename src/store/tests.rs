@@ -24,7 +24,7 @@ async fn close((store, stop, writer): (Store, CancellationToken, JoinHandle<()>)
 }
 
 fn graph() -> Source {
-    Source::parse(br#"{"1": {"class_type": "A", "inputs": {"seed": 18446744073709551615}}}"#).unwrap()
+    Source::parse_kept(br#"{"1": {"class_type": "A", "inputs": {"seed": 18446744073709551615}}}"#).unwrap()
 }
 
 fn workflow(tail: u32) -> WorkflowState {

@@ -175,6 +175,15 @@ impl NodeDefinition {
         }
     }
 
+    /// Whether an input of that name may be given: one that is listed, one that a choice brings, or one that grows.
+    pub fn may_have(&self, name: &str) -> bool {
+        let below = |input: &InputDefinition| {
+            let is_open = matches!(input.kind, InputKind::Growing | InputKind::Choice(_));
+            is_open && name.strip_prefix(&input.name).is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.inputs.iter().any(|input| input.name == name || below(input))
+    }
+
     /// The input of that name.
     pub fn input(&self, name: &str) -> Option<&InputDefinition> {
         self.inputs.iter().find(|input| input.name == name)

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::id::NodeId;
+use super::{edits::Place, id::NodeId};
 #[cfg(any(test, fuzzing))]
 use crate::json::parse_lenient;
 
@@ -91,6 +91,15 @@ impl Graph {
     /// All nodes in the author's order.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
         self.nodes.iter()
+    }
+
+    /// Sets an input of a node, if there is such a node.
+    pub(super) fn set_input(&mut self, place: &Place, value: Value) {
+        let Some(node) = self.nodes.get_mut(&place.node) else { return };
+        let inputs = node.fields.entry("inputs").or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(inputs) = inputs {
+            inputs.insert(place.input.clone(), value);
+        }
     }
 
     pub(super) fn nodes_mut(&mut self) -> impl Iterator<Item = &mut Node> {
@@ -267,7 +276,7 @@ fn brief(id: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::workflow::Source;
+    use crate::workflow::Document;
 
     fn graph(text: &str) -> Graph {
         Graph::parse(text.as_bytes()).unwrap()
@@ -278,7 +287,7 @@ mod tests {
     }
 
     fn refusal(text: &str) -> String {
-        Source::parse(text.as_bytes()).unwrap_err().to_string()
+        Document::parse(text.as_bytes()).unwrap_err().to_string()
     }
 
     /// Everybody's work grows with the links, not with the ways along them: a hub with thousands on either side has

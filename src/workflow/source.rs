@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::graph::{Graph, GraphError};
+use super::{
+    edits::Edits,
+    graph::{Graph, GraphError},
+};
 use crate::json::parse_lenient;
 
 /// In which form a workflow came.
@@ -23,14 +26,23 @@ pub enum WorkflowFormat {
 
 /// A workflow before anything of the box is known.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Source {
+pub struct Source {
+    /// What its file holds.
+    pub document: Document,
+    /// What is to be changed in it before the run.
+    pub edits: Edits,
+}
+
+/// A workflow in either form.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Document {
     /// Can be submitted as it is.
     Graph(Graph),
     /// In ComfyUI's UI format: which graph it means depends on the box's node definitions.
     Ui(Value),
 }
 
-impl Source {
+impl Document {
     /// Reads a file's content: a graph, a request envelope with the graph under `prompt`, or a workflow in UI format.
     ///
     /// # Errors
@@ -39,7 +51,15 @@ impl Source {
         if content.trim_ascii().is_empty() {
             return Err(GraphError::Empty);
         }
-        let Value::Object(object) = parse_lenient(content)? else {
+        Self::read(parse_lenient(content)?)
+    }
+
+    /// Takes what [`parse`](Self::parse) reads as JSON.
+    ///
+    /// # Errors
+    /// Says what it is instead.
+    pub fn read(value: Value) -> Result<Self, GraphError> {
+        let Value::Object(object) = value else {
             return Err(GraphError::NotAGraph("the file does not hold a JSON object".into()));
         };
         if is_ui_format(&object) {
@@ -48,19 +68,10 @@ impl Source {
         Graph::from_document(object).map(Self::Graph)
     }
 
-    /// As it is kept; [`parse`](Self::parse) reads it again.
-    pub fn to_value(&self) -> Value {
+    fn to_value(&self) -> Value {
         match self {
             Self::Graph(graph) => graph.to_value(),
             Self::Ui(document) => document.clone(),
-        }
-    }
-
-    /// The graph, where that is known.
-    pub fn graph(&self) -> Option<&Graph> {
-        match self {
-            Self::Graph(graph) => Some(graph),
-            Self::Ui(_) => None,
         }
     }
 
@@ -70,6 +81,58 @@ impl Source {
             Self::Graph(_) => WorkflowFormat::Api,
             Self::Ui(_) => WorkflowFormat::Ui,
         }
+    }
+}
+
+/// A source that is kept for later, where something is to be changed in it.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    comfy_remote_edits: Edits,
+    workflow: Value,
+}
+
+impl Source {
+    /// As it is kept; [`parse_kept`](Self::parse_kept) reads it again.
+    pub fn to_value(&self) -> Value {
+        let workflow = self.document.to_value();
+        if self.edits.is_empty() {
+            return workflow;
+        }
+        let kept = Kept { comfy_remote_edits: self.edits.clone(), workflow };
+        serde_json::to_value(kept).unwrap_or_default()
+    }
+
+    /// Reads what was kept.
+    ///
+    /// # Errors
+    /// Says what the content is instead.
+    pub fn parse_kept(content: &[u8]) -> Result<Self, GraphError> {
+        let value = parse_lenient(content)?;
+        if value.get("comfy_remote_edits").is_none() {
+            return Document::read(value).map(Self::from);
+        }
+        let Kept { comfy_remote_edits: edits, workflow } = serde_json::from_value(value)?;
+        Ok(Self { document: Document::read(workflow)?, edits })
+    }
+
+    /// Whether this is what will be submitted.
+    pub fn is_settled(&self) -> bool {
+        self.edits.is_empty() && self.graph().is_some()
+    }
+
+    /// The graph, where that is known.
+    pub fn graph(&self) -> Option<&Graph> {
+        match &self.document {
+            Document::Graph(graph) => Some(graph),
+            Document::Ui(_) => None,
+        }
+    }
+}
+
+/// With nothing to be changed.
+impl From<Document> for Source {
+    fn from(document: Document) -> Self {
+        Self { document, edits: Edits::default() }
     }
 }
 
@@ -88,11 +151,15 @@ mod tests {
             (r#"{"1":{"class_type":"A","inputs":{"seed":18446744073709551615}}}"#, WorkflowFormat::Api),
             (r#"{"last_node_id":1,"nodes":[{"id":1,"type":"A"}],"links":[],"version":0.4}"#, WorkflowFormat::Ui),
         ] {
-            let source = Source::parse(text.as_bytes()).unwrap();
-            assert_eq!((source.format(), source.to_value().to_string().as_str()), (format, text));
-            assert_eq!(Source::parse(source.to_value().to_string().as_bytes()).unwrap(), source);
+            let document = Document::parse(text.as_bytes()).unwrap();
+            let mut source = Source::from(document.clone());
+            assert_eq!((document.format(), source.to_value().to_string().as_str()), (format, text));
+            assert_eq!(Source::parse_kept(text.as_bytes()).unwrap(), source);
+            source.edits.parameters.insert("1.seed".into(), serde_json::json!(u64::MAX));
+            let kept = source.to_value().to_string();
+            assert_eq!(Source::parse_kept(kept.as_bytes()).unwrap(), source);
         }
-        assert!(matches!(Source::parse(b" \n"), Err(GraphError::Empty)));
-        assert!(matches!(Source::parse(b"[]"), Err(GraphError::NotAGraph(_))));
+        assert!(matches!(Document::parse(b" \n"), Err(GraphError::Empty)));
+        assert!(matches!(Document::parse(b"[]"), Err(GraphError::NotAGraph(_))));
     }
 }

@@ -186,7 +186,7 @@ impl WorkflowState {
             attempt: 1,
             cancel_requested: false,
             connection: None,
-            workflow_format: source.format(),
+            workflow_format: source.document.format(),
             retry_of: None,
             idempotency: None,
             caller: None,

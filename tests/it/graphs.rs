@@ -109,7 +109,7 @@ pub(crate) fn media(tag: &str) -> Value {
     })
 }
 
-/// Each kind of graph that ComfyUI refuses, with what the message must say.
+/// Each kind of graph that ComfyUI certainly refuses, with what the message must say.
 pub(crate) fn refused() -> Vec<(Value, &'static str)> {
     let empty = json!({"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 0}});
     let save = |inputs: Value| json!({"class_type": "SaveImage", "inputs": inputs});
@@ -130,4 +130,9 @@ pub(crate) fn refused() -> Vec<(Value, &'static str)> {
         (json!({"2": save(json!({"images": ["99", 0], "filename_prefix": "x"}))}), "99"),
         (json!({"1": empty, "2": saved, "3": save(json!({"filename_prefix": "x"}))}), "3 (SaveImage)"),
     ]
+}
+
+/// Graphs with a fault that only ComfyUI itself can tell, and what the message says of it.
+pub(crate) fn refused_by_the_box_alone() -> Vec<(Value, &'static str)> {
+    vec![(slow("x", 0, 1), "steps must be at least 1")]
 }

@@ -8,7 +8,7 @@ use std::{
 
 /// Each part, the other parts that it may name, and the crates that it must not.
 const RULES: &[(&str, &[&str], &[&str])] = &[
-    ("workflow", &["json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("workflow", &["json", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("cli", &[], &["axum", "russh"]),
     ("convert", &["workflow", "json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("preflight", &["workflow", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),

@@ -305,7 +305,7 @@ impl<S: tracing::Subscriber> Layer<S> for PanicsOnceAt {
 /// test's own thread, as everything of the service here does.
 #[tokio::test]
 async fn a_panic_in_one_execution_fails_that_workflow_only() {
-    let panics = PanicsOnceAt { words: "reached ComfyUI", is_over: AtomicBool::new(false) };
+    let panics = PanicsOnceAt { words: "submitted", is_over: AtomicBool::new(false) };
     let _log = tracing::subscriber::set_default(tracing_subscriber::registry().with(panics));
     let sandbox = Sandbox::start(SandboxOptions::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();

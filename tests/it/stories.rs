@@ -279,8 +279,22 @@ async fn running_out_of_memory_is_told_apart(stage: Stage) {
 
 async fn what_comfyui_refuses_fails_with_node_and_reason(stage: Stage) {
     for (graph, expected) in graphs::refused() {
+        let (status, answer) = stage.client().execute(&stage.request(&graph)).await;
+        assert_eq!(status, 400, "{answer:#}");
+        let findings = answer["findings"].as_array().unwrap();
+        assert!(findings.iter().any(|finding| finding["severity"] == "error"), "{answer:#}");
+        let failed = stage.ended(answer["workflow_id"].as_str().unwrap()).await;
+        assert_eq!(failed["error_detail"]["findings"], answer["findings"]);
+        assert_eq!((&failed["status"], &failed["error_code"]), (&json!("failed"), &json!("invalid_workflow")));
+        let message = failed["error_message"].as_str().unwrap();
+        assert!(message.contains(expected), "{expected}: {message}");
+        assert_eq!(stage.far.prompts_in_line().await, Vec::<String>::new());
+    }
+    // What a node of a pack allows, only the box can say.
+    for (graph, expected) in graphs::refused_by_the_box_alone() {
         let id = stage.start(&graph).await;
         let failed = stage.ended(&id).await;
+        assert!(failed["warnings"].to_string().contains(expected), "{failed:#}");
         assert_eq!((&failed["status"], &failed["error_code"]), (&json!("failed"), &json!("invalid_workflow")));
         let message = failed["error_message"].as_str().unwrap();
         assert!(message.contains(expected), "{expected}: {message}");

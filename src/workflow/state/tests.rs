@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::workflow::Document;
 use crate::workflow::{ErrorCode, ErrorDetail, Folder, NodeOutput, RemoteFile, Stored};
 
 const GRAPH: &str = r#"{
@@ -28,7 +29,7 @@ fn accepted() -> WorkflowState {
         comfyui_output_dir: "/box/output".into(),
     };
     let graph = Graph::parse(GRAPH.as_bytes()).unwrap();
-    WorkflowState::accepted(WorkflowId::new(at(0), 1), request, &Source::Graph(graph), at(0))
+    WorkflowState::accepted(WorkflowId::new(at(0), 1), request, &Document::Graph(graph).into(), at(0))
 }
 
 fn run(events: impl IntoIterator<Item = Event>) -> WorkflowState {

@@ -1,0 +1,220 @@
+//! Changes to a graph that its user asks for with the run: values for some inputs, new seeds.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::{graph::Graph, id::NodeId};
+use crate::text::clip_to;
+
+/// ComfyUI's front end draws seeds below this, so that JavaScript has all their digits.
+const SEED_END: u64 = 1 << 50;
+
+/// As many ids, titles or inputs are named in a message.
+const NAMED: usize = 10;
+
+/// Longest name in a message, in characters.
+const SHOWN: usize = 80;
+
+/// What is to be changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Edits {
+    /// Values by `<node id>.<input>` or `<node title>.<input>`.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub parameters: Map<String, Value>,
+    /// Whether seeds get new values, as by the front end's control.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub randomize_seeds: bool,
+}
+
+/// Where a parameter leads: a node, and the name of an input, which the node may not have yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// The input.
+    pub input: String,
+}
+
+/// Inputs that get the same new value.
+pub type Seed = Vec<Place>;
+
+/// Why a parameter leads nowhere. Each reads well after the parameter's name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ParameterError {
+    /// Neither an id nor a title.
+    #[error("names no node: {0}")]
+    NoNode(String),
+    /// A title that several nodes have.
+    #[error("names several nodes, all called \"{title}\"; use one of their ids instead: {ids}")]
+    Ambiguous {
+        /// The title.
+        title: String,
+        /// Their ids.
+        ids: String,
+    },
+}
+
+impl Edits {
+    /// Whether nothing is to be changed.
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty() && !self.randomize_seeds
+    }
+
+    /// Where each parameter leads in a graph, in order.
+    ///
+    /// # Errors
+    /// The first that leads nowhere, with its name in front.
+    pub fn places(&self, graph: &Graph) -> Result<Vec<(Place, &Value)>, String> {
+        let places = self.parameters.iter().map(|(name, value)| match find(name, graph) {
+            Ok(place) => Ok((place, value)),
+            Err(error) => Err(format!("Parameter {} {error}", clip_to(name, SHOWN))),
+        });
+        places.collect()
+    }
+
+    /// Makes the changes. `seeds` are the inputs that get new values where that is asked for, one for each list; a seed
+    /// that is a parameter too keeps the parameter's.
+    ///
+    /// # Errors
+    /// As [`places`](Self::places); then the graph is as it was.
+    pub fn apply(&self, graph: &mut Graph, seeds: &[Seed], mut random: impl FnMut() -> u64) -> Result<(), String> {
+        let places: Vec<(Place, Value)> =
+            self.places(graph)?.into_iter().map(|(place, value)| (place, literal(value))).collect();
+        if self.randomize_seeds {
+            for places in seeds {
+                let seed = random() % SEED_END;
+                places.iter().for_each(|place| graph.set_input(place, json!(seed)));
+            }
+        }
+        for (place, value) in places {
+            graph.set_input(&place, value);
+        }
+        Ok(())
+    }
+}
+
+/// A list would be taken for a link.
+fn literal(value: &Value) -> Value {
+    if value.is_array() { json!({"__value__": value}) } else { value.clone() }
+}
+
+/// The id counts first, then the longest title.
+fn find(name: &str, graph: &Graph) -> Result<Place, ParameterError> {
+    let input_after = |start: &str| name.strip_prefix(start)?.strip_prefix('.').filter(|input| !input.is_empty());
+    let ids = graph.nodes().filter_map(|(id, _)| Some((id, input_after(id.as_str())?)));
+    if let Some((node, input)) = ids.max_by_key(|(id, _)| id.as_str().len()) {
+        return Ok(Place { node: node.clone(), input: input.to_owned() });
+    }
+    let titled = graph.nodes().filter_map(|(id, node)| {
+        let title = node.title().unwrap_or(node.class_type());
+        Some((title, id, input_after(title)?))
+    });
+    let titled: Vec<_> = titled.collect();
+    let longest = titled.iter().map(|(title, ..)| title.len()).max().unwrap_or_default();
+    let found: Vec<_> = titled.iter().filter(|(title, ..)| title.len() == longest).collect();
+    match found.as_slice() {
+        [] => Err(ParameterError::NoNode(what_there_is(graph))),
+        [(_, node, input)] => Ok(Place { node: (*node).clone(), input: (*input).to_owned() }),
+        [(title, ..), ..] => {
+            let ids: Vec<&str> = found.iter().take(NAMED).map(|(_, id, _)| id.as_str()).collect();
+            Err(ParameterError::Ambiguous { title: clip_to(title, SHOWN), ids: ids.join(", ") })
+        }
+    }
+}
+
+fn what_there_is(graph: &Graph) -> String {
+    let title = |(id, node): (&NodeId, &super::graph::Node)| {
+        format!("{} ({})", clip_to(id.as_str(), SHOWN), clip_to(node.title().unwrap_or(node.class_type()), SHOWN))
+    };
+    let shown: Vec<String> = graph.nodes().take(NAMED).map(title).collect();
+    let more = graph.nodes().count() - shown.len();
+    let and = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("write it as <node id>.<input> or <node title>.<input>; there are {}{and}", shown.join(", "))
+}
+
+impl Graph {
+    /// The inputs called `seed` or `noise_seed` that hold a value: what stands for a control that says "randomize" in a
+    /// graph, which knows no controls.
+    pub fn seeds(&self) -> Vec<Seed> {
+        let mut seeds = Vec::new();
+        for (id, node) in self.nodes() {
+            let own = node.inputs().filter(|(name, value)| {
+                matches!(name.as_str(), "seed" | "noise_seed") && !value.is_array() && !value.is_object()
+            });
+            seeds.extend(own.map(|(name, _)| vec![Place { node: id.clone(), input: name.clone() }]));
+        }
+        seeds
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn graph() -> Graph {
+        let graph = json!({
+            "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a"}, "_meta": {"title": "Prompt"}},
+            "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "b"}, "_meta": {"title": "Prompt.negative"}},
+            "3": {"class_type": "KSampler", "inputs": {"seed": 1, "steps": 20, "model": ["4", 0]}},
+            "57:3": {"class_type": "KSampler", "inputs": {"noise_seed": 2, "seed": ["9", 0]}, "_meta": {"title": "7"}},
+            "8": {"class_type": "Save", "_meta": {"title": "Twin"}},
+            "9": {"class_type": "Save", "_meta": {"title": "Twin"}},
+        });
+        Graph::parse(graph.to_string().as_bytes()).unwrap()
+    }
+
+    fn set(name: &str, value: Value) -> Result<Value, String> {
+        let edits = Edits { parameters: Map::from_iter([(name.to_owned(), value)]), randomize_seeds: false };
+        let mut graph = graph();
+        edits.apply(&mut graph, &[], || 0).map(|()| graph.to_value())
+    }
+
+    #[test]
+    fn a_parameter_leads_to_an_id_first_and_then_to_the_longest_title() {
+        for (name, path) in [
+            ("6.text", "/6/inputs/text"),
+            ("Prompt.text", "/6/inputs/text"),
+            ("Prompt.negative.text", "/7/inputs/text"),
+            ("57:3.noise_seed", "/57:3/inputs/noise_seed"),
+            ("7.text", "/7/inputs/text"),
+            ("KSampler.seed", "/3/inputs/seed"),
+            ("6.new.one", "/6/inputs/new.one"),
+            ("8.images", "/8/inputs/images"),
+        ] {
+            assert_eq!(set(name, json!("x")).unwrap().pointer(path), Some(&json!("x")), "{name}");
+        }
+        assert_eq!(set("3.model", json!([1, 2])).unwrap()["3"]["inputs"]["model"], json!({"__value__": [1, 2]}));
+    }
+
+    #[test]
+    fn a_parameter_that_leads_nowhere_says_what_there_is() {
+        assert_eq!(
+            set("Twin.images", json!(1)).unwrap_err(),
+            "Parameter Twin.images names several nodes, all called \"Twin\"; use one of their ids instead: 8, 9"
+        );
+        for name in ["prompt.text", "6", "6.", "99.text", ""] {
+            let message = set(name, json!(1)).unwrap_err();
+            assert!(message.starts_with(&format!("Parameter {name} names no node: ")), "{message}");
+            assert!(message.contains("6 (Prompt), 7 (Prompt.negative), 3 (KSampler)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn seeds_get_new_values_where_they_hold_any_and_no_parameter_says_otherwise() {
+        let mut graph = graph();
+        let seeds = graph.seeds();
+        let parameters = Map::from_iter([("3.seed".to_owned(), json!(42))]);
+        let mut next = u64::MAX;
+        let random = || {
+            next -= 1;
+            next
+        };
+        Edits { parameters, randomize_seeds: true }.apply(&mut graph, &seeds, random).unwrap();
+        let value = graph.to_value();
+        assert_eq!(value["3"]["inputs"]["seed"], 42);
+        assert_eq!(value["57:3"]["inputs"]["noise_seed"], (1_u64 << 50) - 3);
+        assert_eq!(value["57:3"]["inputs"]["seed"], json!(["9", 0]));
+    }
+}
