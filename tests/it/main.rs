@@ -23,6 +23,8 @@ mod odd_boxes;
 mod once;
 mod openssh;
 mod phases;
+mod preflight;
+mod preflight_table;
 mod repeats;
 mod sandbox_stage;
 mod security;

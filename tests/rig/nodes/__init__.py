@@ -124,5 +124,53 @@ class RigManyImages:
         return (colours.expand(count, size, size, 3).contiguous(),)
 
 
-NODES = (RigSlowSteps, RigBlock, RigFail, RigOOM, RigText, RigManyImages)
+class RigLooksItself(ImageNode):
+    """Looks at its own values, so that what its definition says of `number` and `choice` does not count."""
+
+    REQUIRED = {"number": number(1, 0, 10), "choice": (["a", "b"],), "other": (["a", "b"],)}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, number, choice):
+        return True if number < 1_000 else f"{number} is beyond everything"
+
+    def run(self, image, number, choice, other):
+        return (image,)
+
+
+class RigLooksAtAll(ImageNode):
+    """Looks at all its values itself."""
+
+    REQUIRED = {"number": number(1, 0, 10), "choice": (["a", "b"],)}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **values):
+        return True
+
+    def run(self, image, **values):
+        return (image,)
+
+
+class RigTakesAnything:
+    """Looks at the types of its links itself."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    CATEGORY = "rig"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"image": ("IMAGE",)}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, input_types):
+        return True
+
+    def run(self, image):
+        return {}
+
+
+NODES = (
+    RigSlowSteps, RigBlock, RigFail, RigOOM, RigText, RigManyImages, RigLooksItself, RigLooksAtAll, RigTakesAnything,
+)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
