@@ -63,6 +63,10 @@ impl Client {
             return Err(answer.malformed("not an object"));
         };
         let raw = classes.swap_remove(class).filter(Value::is_object);
+        // ComfyUI's answer about a class that it lacks is empty (server.py, get_object_info_node, v0.3.75).
+        if raw.is_none() && !classes.is_empty() {
+            return Err(answer.malformed("it tells of other classes"));
+        }
         Ok(raw.map(|raw| (raw, answer.body.len() as u64)))
     }
 

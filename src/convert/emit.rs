@@ -16,7 +16,10 @@ use super::{
     virtual_nodes::Virtual,
     widgets::{Form, Widget, is_randomize},
 };
-use crate::workflow::edits::{Place, Seed};
+use crate::{
+    text::clip_to,
+    workflow::edits::{Place, Seed},
+};
 
 /// How many findings are kept; the rest would tell nothing new.
 const MAX_FINDINGS: usize = 200;
@@ -329,12 +332,14 @@ impl Emitter<'_> {
         }
         let (message, hint) = if is_uuid(&node.class) {
             let message = "is a subgraph that the file does not hold".to_owned();
-            (message, "open the workflow in ComfyUI and save it again")
+            (message, "open the workflow in ComfyUI and save it again".to_owned())
         } else {
             let message = format!("the class {} is not among the node definitions", node.class);
-            (message, "install the pack that brings it, or mute the node in ComfyUI and save again")
+            let pack = ["cnr_id", "aux_id"].into_iter().find_map(|key| node.properties.get(key)?.as_str());
+            let pack = pack.map(|pack| format!(" {}", clip_to(pack, 80))).unwrap_or_default();
+            (message, format!("install the pack{pack} that brings it, or mute the node in ComfyUI and save again"))
         };
-        self.report(instance, node, Code::MissingNodeType, None, message, hint);
+        self.report(instance, node, Code::MissingNodeType, None, message, &hint);
         None
     }
 

@@ -95,15 +95,17 @@ struct Place<'a> {
 
 impl<'a> Checker<'a> {
     fn definition(&self, id: &NodeId) -> Option<&'a NodeDefinition> {
-        self.known.definitions.class(self.graph.node(id)?.class_type())
+        self.known.definitions.class(self.graph.node(id)?.class_type()).filter(|definition| definition.is_whole)
     }
 
-    /// ComfyUI looks for the classes of all nodes, whether or not they will run. Says whether one was unknown.
+    /// ComfyUI looks for the classes of all nodes, whether or not they will run. Says whether it is unknown of one what it
+    /// is.
     fn classes(&mut self) -> bool {
-        let mut unknown = false;
+        let is_whole =
+            |node: &Node| self.known.definitions.class(node.class_type()).is_some_and(|definition| definition.is_whole);
+        let unknown = !self.graph.nodes().all(|(_, node)| is_whole(node));
         let unnamed = self.graph.nodes().filter(|(_, node)| self.known.definitions.class(node.class_type()).is_none());
         for (id, node) in unnamed.collect::<Vec<_>>() {
-            unknown = true;
             let class = node.class_type();
             self.report(if self.known.replaced.contains(class) {
                 let message = format!("the class {class} is gone from the box, which puts another in its place");

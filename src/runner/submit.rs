@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use super::{error::StepError, execution::Execution, link::Link};
 use crate::{
-    comfy::{Findings, SubmitError},
-    workflow::{ErrorCode, ErrorDetail, Event, Failure, Graph, NodeId, Secrets, ServerMark, Submission, WorkflowState},
+    comfy::{self, Findings, SubmitError},
+    workflow::{
+        ErrorCode, ErrorDetail, Event, Failure, Finding, FindingCode, Graph, NodeId, Secrets, ServerMark, Severity,
+        Submission, WorkflowState, finding::MAX_FINDINGS,
+    },
 };
 
 /// An answer that takes longer may be lost: the prompt is looked for on the box meanwhile.
@@ -159,7 +162,23 @@ fn with_first_finding(failure: Failure, findings: &Findings) -> Failure {
     let detail = ErrorDetail {
         node_id: Some(first.node_id.clone()),
         exception_message: Some(first.message.clone()),
+        findings: findings.iter().take(MAX_FINDINGS).map(in_our_words).collect(),
         ..ErrorDetail::default()
     };
     Failure { node_type: first.class_type.clone(), detail: Some(Box::new(detail)), ..failure }
+}
+
+fn in_our_words(refused: &comfy::Finding) -> Finding {
+    let class = refused.class_type.clone().unwrap_or_default();
+    let (message, details) = (&refused.message, &refused.details);
+    Finding {
+        severity: Severity::Error,
+        code: FindingCode::of_refusal(&refused.kind),
+        node_id: refused.node_id.to_string(),
+        title: refused.title.clone().unwrap_or_else(|| class.clone()),
+        node_type: class,
+        input: refused.input.clone(),
+        message: if details.is_empty() { message.clone() } else { format!("{message}: {details}") },
+        hint: String::new(),
+    }
 }

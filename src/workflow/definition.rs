@@ -89,6 +89,8 @@ pub struct NodeDefinition {
     pub is_api_node: bool,
     /// Whether the class ends a graph: its nodes, and what they need, are what runs.
     pub output_node: bool,
+    /// Whether it has all the parts by which a graph can be judged; what is not ComfyUI may leave out some.
+    pub is_whole: bool,
     /// Required inputs, then optional ones, each in the author's order.
     pub inputs: Vec<InputDefinition>,
     /// The types of its outputs.
@@ -170,6 +172,9 @@ impl NodeDefinition {
             is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
             is_api_node: module.starts_with("comfy_api_nodes"),
             output_node: raw.get("output_node").is_some_and(is_truthy),
+            is_whole: raw.get("output_node").is_some_and(Value::is_boolean)
+                && raw.get("input").is_some_and(Value::is_object)
+                && raw.get("output").is_some_and(Value::is_array),
             inputs,
             outputs,
         }

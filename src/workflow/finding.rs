@@ -93,9 +93,18 @@ pub enum Code {
     DiskFull,
     /// The box's node definitions can't be had, so little could be checked.
     NoDefinitions,
+    /// The node itself refuses its values.
+    CustomValidationFailed,
+    /// ComfyUI refuses it for a reason of another kind.
+    RefusedByBox,
 }
 
 impl Code {
+    /// The code of a fault that ComfyUI calls so.
+    pub fn of_refusal(kind: &str) -> Self {
+        serde_json::from_value(kind.into()).unwrap_or(Self::RefusedByBox)
+    }
+
     /// The word in JSON and in messages to people.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -129,6 +138,8 @@ impl Code {
             Self::UnknownParameter => "unknown_parameter",
             Self::DiskFull => "disk_full",
             Self::NoDefinitions => "no_definitions",
+            Self::CustomValidationFailed => "custom_validation_failed",
+            Self::RefusedByBox => "refused_by_box",
         }
     }
 }

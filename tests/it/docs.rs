@@ -12,7 +12,7 @@ fn read(path: &str) -> String {
 fn every_route_is_in_the_api_document() {
     let source = read("src/http/mod.rs");
     let routes: Vec<&str> = source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-    assert_eq!(routes.len(), 9);
+    assert_eq!(routes.len(), 10);
     let document = read("docs/API.md");
     for route in routes {
         let path = if route == "/health" { route.to_owned() } else { format!("/comfyui/workflow{route}") };
@@ -30,6 +30,17 @@ fn every_field_of_progress_is_in_the_api_document() {
     let document = read("docs/API.md");
     for field in fields {
         assert!(document.contains(&format!("`{field}`")), "{field} is not in docs/API.md");
+    }
+}
+
+#[test]
+fn every_code_of_a_finding_is_explained() {
+    let source = read("src/workflow/finding.rs");
+    let codes: Vec<&str> = source.split("=> \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(codes.len() > 30 && codes.contains(&"value_not_in_list"), "{codes:?}");
+    let documents = read("docs/PREFLIGHT.md") + &read("docs/CONVERSION.md");
+    for code in codes.iter().filter(|code| !matches!(**code, "error" | "warning")) {
+        assert!(documents.contains(&format!("`{code}`")), "{code} is explained nowhere");
     }
 }
 

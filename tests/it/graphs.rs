@@ -132,7 +132,15 @@ pub(crate) fn refused() -> Vec<(Value, &'static str)> {
     ]
 }
 
-/// Graphs with a fault that only ComfyUI itself can tell, and what the message says of it.
+/// One result that ComfyUI would make, and one that it refuses for a reason that only it can tell.
+pub(crate) fn refused_in_part() -> Value {
+    let mut graph = slow(&tag(), 1, 1);
+    graph["4"] = json!({"class_type": "RigSlowSteps", "inputs": {"image": ["1", 0], "steps": 0, "step_ms": 1}});
+    graph["5"] = json!({"class_type": "SaveImage", "inputs": {"images": ["4", 0], "filename_prefix": "x"}});
+    graph
+}
+
+/// Graphs with a fault that only ComfyUI itself can tell, and what the warnings say of it.
 pub(crate) fn refused_by_the_box_alone() -> Vec<(Value, &'static str)> {
-    vec![(slow("x", 0, 1), "steps must be at least 1")]
+    vec![(slow(&tag(), 0, 1), "steps must be at least 1"), (refused_in_part(), "steps must be at least 1")]
 }

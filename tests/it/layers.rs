@@ -10,7 +10,7 @@ use std::{
 const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("cli", &[], &["axum", "russh"]),
-    ("convert", &["workflow", "json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("convert", &["workflow", "json", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("preflight", &["workflow", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("files", &[], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),

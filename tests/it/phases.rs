@@ -91,15 +91,14 @@ async fn a_part_refused_in_a_lost_answer_is_noticed_all_the_same() {
     let stage = Stage::new().await;
     stage.sandbox.faults().lose_submit_answers(1, LostAnswer::Cut);
     let hold = stage.sandbox.engine().hold_before("1");
-    let (graph, _) = graphs::refused().pop().expect("the last one is refused in part");
-    let id = stage.service.client().accepted(&stage.request(&graph)).await;
+    let id = stage.service.client().accepted(&stage.request(&graphs::refused_in_part())).await;
     let failed = stage.service.client().wait_for_end(&id, PATIENCE).await;
     assert_eq!(
         (&failed["status"], &failed["error_code"]),
         (&json!("failed"), &json!("invalid_workflow")),
         "{failed:#}"
     );
-    assert!(failed["error_message"].as_str().unwrap().contains("3 (SaveImage)"), "{failed:#}");
+    assert!(failed["error_message"].as_str().unwrap().contains("5 (SaveImage)"), "{failed:#}");
     assert_eq!(stage.sandbox.engine().running(), None);
     drop(hold);
 }
