@@ -13,6 +13,8 @@ mod definition;
 mod emit;
 mod expand;
 pub mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group_node;
 mod links;
 mod loaded;
