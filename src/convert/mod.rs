@@ -43,6 +43,9 @@ pub const MAX_NODES: usize = 20_000;
 /// How deep subgraphs may stand in one another.
 pub const MAX_DEPTH: usize = 32;
 
+/// How many findings are kept; the rest would tell nothing new.
+const MAX_FINDINGS: usize = 200;
+
 /// What the front end knows besides the file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
@@ -122,10 +125,9 @@ pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> 
     renumber::renumber(&mut workflow);
     let mut room = room::Room::new();
     group_node::into_subgraphs(&mut workflow, definitions, &mut room)?;
-    let mut findings = Vec::new();
-    let graphs = loaded::load(&workflow, definitions, &mut findings, &mut room)?;
+    let graphs = loaded::load(&workflow, definitions, &mut room)?;
     let instances = expand::expand(&graphs, &mut room)?;
-    let prompt = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
+    let (prompt, findings) = emit::emit(&links::Links::new(&graphs, &instances), options, &mut room)?;
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(ConvertError::Refused(findings));
     }
