@@ -12,10 +12,9 @@ use std::{
 };
 
 use comfy_remote::convert::{
-    Conversion, ConvertError, Finding, NodeDefinitions, Options, convert as convert_ui,
+    Conversion, ConvertError, Finding, NodeDefinitions, Options, Severity, convert as convert_ui,
     extract::{Workflow, extract},
 };
-use serde_json::{Map, Value};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ConvertArgs {
@@ -39,11 +38,15 @@ pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl W
         Workflow::Ui(ui) => {
             let definitions = NodeDefinitions::parse(&read(&args.object_info)?)
                 .map_err(|error| format!("{} holds no node definitions: {error}", args.object_info.display()))?;
-            let (result, findings) = told(convert_ui(&ui, &definitions, &now()));
-            for finding in findings {
+            let (prompt, findings) = match convert_ui(&ui, &definitions, &now()) {
+                Ok(Conversion { prompt, findings, .. }) => (Some(prompt), findings),
+                Err(ConvertError::Refused(findings)) => (None, findings),
+                Err(other) => return Err(about_file(&other).into()),
+            };
+            for finding in &findings {
                 writeln!(err, "{}: {finding}", finding.severity.as_str())?;
             }
-            result.map_err(|error| about_file(&error))?
+            prompt.ok_or_else(|| format!("{} cannot be converted: {}", args.file.display(), counted(&findings)))?
         }
     };
     serde_json::to_writer_pretty(&mut *out, &prompt)?;
@@ -51,11 +54,11 @@ pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl W
     Ok(())
 }
 
-fn told(result: Result<Conversion, ConvertError>) -> (Result<Map<String, Value>, ConvertError>, Vec<Finding>) {
-    match result {
-        Ok(Conversion { prompt, findings, .. }) => (Ok(prompt), findings),
-        Err(ConvertError::Refused(findings)) => (Err(ConvertError::Refused(findings.clone())), findings),
-        Err(other) => (Err(other), Vec::new()),
+/// How many errors there are. Each has been told already.
+fn counted(findings: &[Finding]) -> String {
+    match findings.iter().filter(|finding| finding.severity == Severity::Error).count() {
+        1 => "there is 1 error, named above".to_owned(),
+        count => format!("there are {count} errors, named above"),
     }
 }
 

@@ -12,6 +12,8 @@ pub const TARGETS: &[Target] = &[
     ("comfy_messages", crate::comfy::fuzz::messages),
     ("comfy_answers", crate::comfy::fuzz::answers),
     ("workflow_file", crate::workflow::fuzz::workflow_file),
+    ("conversion", crate::convert::fuzz::conversion),
+    ("carrier", crate::convert::fuzz::carrier),
     ("output_name", crate::runner::fuzz::output_name),
     ("state_file", crate::store::fuzz::state_file),
 ];

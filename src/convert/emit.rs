@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value, json};
 
 use super::{
-    ConvertError, Options,
+    Conversion, ConvertError, MAX_FINDINGS, Options,
     finding::{Code, Finding, Severity},
     links::{Broken, End, Links},
     loaded::{Kind, Node, Source},
@@ -21,22 +21,16 @@ use crate::{
     workflow::edits::{Place, Seed},
 };
 
-/// How many findings are kept; the rest would tell nothing new.
-const MAX_FINDINGS: usize = 200;
-
 /// Writes all nodes; says what there is to say about them.
 ///
 /// # Errors
 /// When the prompt would be too large.
-pub(super) fn emit(
-    links: &Links<'_>,
-    options: &Options,
-    findings: &mut Vec<Finding>,
-    room: &mut Room,
-) -> Result<(Map<String, Value>, Vec<Seed>), ConvertError> {
-    let mut emitter = Emitter { links, options, findings, choices: 0, names: names(links), seeds: Seeds::default() };
+pub(super) fn emit(links: &Links<'_>, options: &Options, room: &mut Room) -> Result<Conversion, ConvertError> {
+    let mut emitter =
+        Emitter { links, options, findings: Vec::new(), choices: 0, names: names(links), seeds: Seeds::default() };
     let mut prompt = Map::new();
     for instance in 0..links.instances.len() {
+        emitter.keep_those_of_graph(instance);
         for place in 0..links.graphs[links.instances[instance].graph].nodes.len() {
             let Some((id, node)) = emitter.node(instance, place) else { continue };
             room.take_copy(&node)?;
@@ -45,8 +39,8 @@ pub(super) fn emit(
             }
         }
     }
-    let seeds = emitter.seeds.into_values().collect();
-    Ok((prompt, seeds))
+    let (seeds, findings) = (emitter.seeds.into_values().collect(), emitter.findings);
+    Ok(Conversion { prompt, seeds, findings })
 }
 
 /// Inputs that get a new value with each run, by what holds the value and its control: those of one holder get the same.
@@ -70,7 +64,7 @@ fn names<'a>(links: &Links<'a>) -> Names<'a> {
 struct Emitter<'a> {
     links: &'a Links<'a>,
     options: &'a Options,
-    findings: &'a mut Vec<Finding>,
+    findings: Vec<Finding>,
     /// How many choices have been made, so that each gets another number.
     choices: u64,
     names: Names<'a>,
@@ -127,6 +121,7 @@ impl Emitter<'_> {
             }
             let value = match content {
                 Some(Content::Link(link)) => Some(link),
+                _ if widget.form.browser => self.made_in_browser(instance, node, &widget.name),
                 Some(Content::Given(value)) => Some(widget.form.sent(value)),
                 Some(Content::Own(value)) => self.typed(instance, node, widget, value),
                 None => self.own(instance, place, widget),
@@ -217,12 +212,6 @@ impl Emitter<'_> {
     /// A value as a node's own widget sends it.
     fn typed(&mut self, instance: usize, node: &Node, widget: &Widget, value: Value) -> Option<Value> {
         let form = widget.form;
-        if form.browser {
-            let message = format!("the value of {} is made in the browser when the workflow is run there", widget.name);
-            let hint = "replace the node by one that loads a file";
-            self.report(instance, node, Code::BrowserValue, Some(&widget.name), message, hint);
-            return None;
-        }
         Some(match &value {
             Value::String(text) if form.dynamic_prompt => Value::String(self.dynamic_prompt(instance, node, text)),
             Value::String(text) if form.file_name => Value::String(self.file_name(instance, node, text)),
@@ -282,6 +271,14 @@ impl Emitter<'_> {
         self.keep(finding);
     }
 
+    /// What was found in the graph itself is said of each use of it.
+    fn keep_those_of_graph(&mut self, at: usize) {
+        let instance = &self.links.instances[at];
+        for finding in &self.links.graphs[instance.graph].findings {
+            self.keep(finding.clone().below(&instance.path));
+        }
+    }
+
     /// Errors push warnings out when there is no more room.
     fn keep(&mut self, finding: Finding) {
         if self.findings.len() >= MAX_FINDINGS && finding.severity == Severity::Error {
@@ -315,6 +312,13 @@ impl Emitter<'_> {
             let hint = "if its pack fills in inputs in the browser, export the workflow with \"Export (API)\" instead";
             self.warn(instance, node, Code::ExtraValues, message, hint);
         }
+    }
+
+    fn made_in_browser<T>(&mut self, instance: usize, node: &Node, widget: &str) -> Option<T> {
+        let message = format!("the value of {widget} is made in the browser when the workflow is run there");
+        let hint = "replace the node by one that loads a file";
+        self.report(instance, node, Code::BrowserValue, Some(widget), message, hint);
+        None
     }
 
     fn unsupported<T>(&mut self, instance: usize, node: &Node) -> Option<T> {

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::{
-    ConvertError, added,
+    ConvertError, MAX_FINDINGS, added,
     definition::{InputDefinition, InputKind, NodeDefinition, NodeDefinitions},
     finding::{Code, Finding, Severity},
     room::Room,
@@ -28,6 +28,8 @@ pub(super) struct Graph {
     pub(super) inputs: Vec<Port>,
     /// What leaves a subgraph, by output.
     pub(super) outputs: HashMap<usize, Source>,
+    /// What there is to say about its nodes, for every use of the graph; the ids around them are not known here.
+    pub(super) findings: Vec<Finding>,
 }
 
 /// One node, loaded.
@@ -115,14 +117,13 @@ pub(super) enum Source {
     Missing(String),
 }
 
-/// Loads the root and all subgraphs; says what it found wrong with them.
+/// Loads the root and all subgraphs, each with what is wrong with it.
 ///
 /// # Errors
 /// When the nodes have more inputs than anybody draws.
 pub(super) fn load(
     workflow: &Workflow,
     definitions: &NodeDefinitions,
-    findings: &mut Vec<Finding>,
     room: &mut Room,
 ) -> Result<Vec<Graph>, ConvertError> {
     let subgraphs: HashMap<&str, usize> =
@@ -136,13 +137,15 @@ pub(super) fn load(
                 places: graph.nodes.keys().enumerate().map(|(at, id)| (id.clone(), at)).collect(),
                 inputs: graph.inputs.clone(),
                 outputs: graph.into_outputs.iter().map(|(slot, link)| (*slot, loader.source(link))).collect(),
+                findings: Vec::new(),
             };
-            for node in graph.doubled.iter().filter_map(|id| loaded.nodes.get(*loaded.places.get(id)?)) {
+            let doubled = graph.doubled.iter().filter_map(|id| loaded.nodes.get(*loaded.places.get(id)?));
+            for node in doubled.take(MAX_FINDINGS) {
                 let found =
                     node.finding(Severity::Error, Code::DoubledId, "", "has the id of another node in the file");
-                findings.push(found.with_hint("open the workflow in ComfyUI and save it again"));
+                loaded.findings.push(found.with_hint("open the workflow in ComfyUI and save it again"));
             }
-            use_everywhere::link(&mut loaded, graph, findings);
+            use_everywhere::link(&mut loaded, graph);
             Ok(loaded)
         })
         .collect()

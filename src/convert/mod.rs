@@ -12,6 +12,8 @@ mod added;
 mod emit;
 mod expand;
 pub mod extract;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group_node;
 mod links;
 mod loaded;
@@ -34,7 +36,11 @@ pub use crate::workflow::{
     finding::{Code, Finding, Severity},
 };
 
-use crate::workflow::{definition, edits::Seed, finding};
+use crate::workflow::{
+    definition,
+    edits::Seed,
+    finding::{self, MAX_FINDINGS},
+};
 
 /// How many nodes there may be, with all instances of all subgraphs.
 pub const MAX_NODES: usize = 20_000;
@@ -107,12 +113,11 @@ pub fn convert(ui: &Value, definitions: &NodeDefinitions, options: &Options) -> 
     renumber::renumber(&mut workflow);
     let mut room = room::Room::new();
     group_node::into_subgraphs(&mut workflow, definitions, &mut room)?;
-    let mut findings = Vec::new();
-    let graphs = loaded::load(&workflow, definitions, &mut findings, &mut room)?;
+    let graphs = loaded::load(&workflow, definitions, &mut room)?;
     let instances = expand::expand(&graphs, &mut room)?;
-    let (prompt, seeds) = emit::emit(&links::Links::new(&graphs, &instances), options, &mut findings, &mut room)?;
-    if findings.iter().any(|finding| finding.severity == Severity::Error) {
-        return Err(ConvertError::Refused(findings));
+    let conversion = emit::emit(&links::Links::new(&graphs, &instances), options, &mut room)?;
+    if conversion.findings.iter().any(|finding| finding.severity == Severity::Error) {
+        return Err(ConvertError::Refused(conversion.findings));
     }
-    Ok(Conversion { prompt, seeds, findings })
+    Ok(conversion)
 }

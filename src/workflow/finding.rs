@@ -208,6 +208,12 @@ impl Finding {
         self
     }
 
+    /// The same, in subgraphs whose ids are in `path`, such as `57:`.
+    pub(crate) fn below(mut self, path: &str) -> Self {
+        self.node_id.insert_str(0, path);
+        self
+    }
+
     /// The same, with what to try.
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();

@@ -55,13 +55,23 @@ fn a_file_in_api_format_comes_out_as_it_is() {
 #[test]
 fn what_cannot_be_converted_is_told_by_node_and_ends_in_failure_without_output() {
     let folder = TempDir::new().unwrap();
-    let ui = json!({"nodes": [{"id": 1, "type": "Gone", "inputs": [{"name": "x", "type": "*"}]}], "links": []});
+    let gone = |id: u64| json!({"id": id, "type": "Gone", "inputs": [{"name": "x", "type": "*"}]});
+    let ui = json!({"nodes": [gone(1)], "links": []});
     let output = convert(folder.path(), ui.to_string().as_bytes());
     assert!(!output.status.success());
     assert!(output.stdout.is_empty());
     let told = told(&output);
     assert!(told.starts_with("error: node 1 (Gone): the class Gone is not among the node definitions; "), "{told}");
-    assert!(told.contains("\ncomfy-remote: workflow cannot be converted: node 1"), "{told}");
+    assert!(told.ends_with("\ncomfy-remote: workflow cannot be converted: there is 1 error, named above\n"), "{told}");
+    let ui = json!({"nodes": [gone(1), gone(2)], "links": []});
+    let told = self::told(&convert(folder.path(), ui.to_string().as_bytes()));
+    assert!(
+        told.ends_with("\ncomfy-remote: workflow cannot be converted: there are 2 errors, named above\n"),
+        "{told}"
+    );
+    for node in ["node 1", "node 2"] {
+        assert_eq!(told.matches(node).count(), 1, "{told}");
+    }
 }
 
 #[test]

@@ -182,3 +182,25 @@ fn a_sender_that_is_bound_to_a_colour_is_refused() {
     let drawing = drawing.with(json!({"properties": {"ue_properties": {"color_restricted": 1}}}));
     assert_eq!(drawing.refusals()[0].code, Code::UnsupportedNode);
 }
+
+#[test]
+fn what_is_found_in_a_subgraph_is_told_for_each_use_of_it() {
+    let several = sender().node(4, "Loader", &[], &["MODEL", "CLIP", "VAE"], json!(["b"]));
+    let several = several.node(5, "Anything Everywhere", &[("anything", "MODEL")], &[], json!([])).link((4, 0), (5, 0));
+    let bound = sender().with(json!({"properties": {"ue_properties": {"color_restricted": 1}}}));
+    let file = |inner: &Drawing, uses: u64| {
+        let mut graph = inner.value();
+        graph["id"] = json!("inner");
+        let root = (10..10 + uses).fold(Drawing::default(), |root, id| root.node(id, "inner", &[], &[], json!([])));
+        root.file(json!({"definitions": {"subgraphs": [graph]}}))
+    };
+
+    let used_twice = file(&several, 2).convert().unwrap();
+    let warned: Vec<_> = used_twice.findings.iter().map(|found| (found.code, found.node_id.as_str())).collect();
+    assert_eq!(warned, [(Code::AmbiguousBroadcast, "10:2"), (Code::AmbiguousBroadcast, "11:2")]);
+
+    let refused = file(&bound, 1).refusals();
+    let refused: Vec<_> = refused.iter().map(|found| (found.code, found.node_id.as_str())).collect();
+    assert_eq!(refused, [(Code::UnsupportedNode, "10:3")]);
+    assert_eq!(file(&bound, 0).convert().unwrap().findings, []);
+}

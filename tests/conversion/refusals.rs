@@ -121,3 +121,58 @@ fn definitions_with_oddities_are_read_as_far_as_they_go() {
     let conversion = convert(&file, &definitions, &Options::default()).unwrap();
     assert_eq!(conversion.prompt["1"]["inputs"], json!({"a": 0, "d": "x"}));
 }
+
+#[test]
+fn a_value_that_the_browser_makes_is_refused_though_one_was_saved_and_taken_over_a_link() {
+    let definitions = NodeDefinitions::read(&json!({
+        "Load3D": {"input": {"required": {"image": ["LOAD_3D", {}], "width": ["INT", {}]}}, "output": ["IMAGE"]},
+        "Maker": {"input": {}, "output": ["LOAD_3D"]}
+    }));
+    let node = |id: u64, link: Value| {
+        let image = json!({"name": "image", "type": "LOAD_3D", "widget": {"name": "image"}, "link": link});
+        json!({"id": id, "type": "Load3D", "inputs": [image], "widgets_values": [{"image": "x"}, 8]})
+    };
+    let converted = |file: Value| convert(&file, &definitions, &Options::default());
+    let refused = |file: Value| match converted(file) {
+        Err(ConvertError::Refused(findings)) => {
+            findings.into_iter().map(|found| (found.code, found.node_id)).collect::<Vec<_>>()
+        }
+        other => panic!("not refused: {other:?}"),
+    };
+    let saved = json!({"nodes": [node(1, Value::Null)], "links": []});
+    assert_eq!(refused(saved), [(Code::BrowserValue, "1".to_owned())]);
+
+    // As an input of a subgraph, and as one of the widgets that its node lists.
+    let port = json!([{"name": "image", "type": "LOAD_3D"}]);
+    let link = json!([{"id": 1, "origin_id": -10, "origin_slot": 0, "target_id": 2, "target_slot": 0}]);
+    for (inputs, links, linked, proxies) in
+        [(port, link, json!(1), json!([])), (json!([]), json!([]), Value::Null, json!([["2", "image"]]))]
+    {
+        let around = json!({"id": "s", "nodes": [node(2, linked)], "links": links, "inputs": inputs, "outputs": []});
+        let outer = json!({"id": 1, "type": "s", "widgets_values": ["y"], "properties": {"proxyWidgets": proxies}});
+        let file = json!({"nodes": [outer], "links": [], "definitions": {"subgraphs": [around]}});
+        assert_eq!(refused(file), [(Code::BrowserValue, "1:2".to_owned())]);
+    }
+
+    let linked =
+        json!({"nodes": [{"id": 5, "type": "Maker"}, node(1, json!(7))], "links": [[7, 5, 0, 1, 0, "LOAD_3D"]]});
+    let prompt = converted(linked).unwrap().prompt;
+    assert_eq!(prompt["1"]["inputs"], json!({"image": ["5", 0], "width": 8}));
+}
+
+#[test]
+fn two_nodes_of_one_id_in_a_subgraph_are_refused_where_it_is_used() {
+    let twice = json!([{"id": 2, "type": "Loader"}, {"id": 2, "type": "Loader"}]);
+    let around = json!({"id": "s", "nodes": twice, "links": []});
+    let file = |used: bool| {
+        let nodes = if used { json!([{"id": 1, "type": "s"}]) } else { json!([]) };
+        convert(
+            &json!({"nodes": nodes, "links": [], "definitions": {"subgraphs": [around]}}),
+            &few(),
+            &Options::default(),
+        )
+    };
+    let Err(ConvertError::Refused(findings)) = file(true) else { panic!("converted") };
+    assert_eq!((findings[0].code, findings[0].node_id.as_str()), (Code::DoubledId, "1:2"));
+    assert!(file(false).unwrap().prompt.is_empty());
+}

@@ -4,10 +4,16 @@
 //!
 //! Every recorded situation that the sandbox supports is replayed on it, and all messages, answers and history entries
 //! must be equal once ids, times and counters are taken out (`normal`). With `COMFYUI_URL` set to a real ComfyUI that
-//! has the rig nodes, the same situations are replayed on both and compared side by side.
+//! has the rig nodes, the same situations are replayed on both and compared side by side, and it judges the prompts that
+//! are made from files in UI format (`conversion`).
 //!
 //! Known deviations are in [`forgive`], each with its reason; nothing else is ignored.
 
+// Most of it serves the tests of the conversion itself.
+#[allow(dead_code)]
+#[path = "../conversion/cases.rs"]
+mod cases;
+mod conversion;
 mod faults;
 mod normal;
 mod reach;
@@ -122,7 +128,7 @@ recorded! { november = NOVEMBER:
 /// Situations for which there is no recording of the server that `COMFYUI_URL` names are compared side by side.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn side_by_side() {
-    let Some(real) = Server::real() else {
+    let Some(real) = Server::real().await else {
         println!("skipped: set COMFYUI_URL to compare with a real ComfyUI");
         return;
     };

@@ -6,6 +6,7 @@ use comfy_remote::sandbox::{Sandbox, SandboxOptions, Version};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -19,7 +20,12 @@ pub(crate) struct Server {
     pub(crate) authority: String,
     pub(crate) http: reqwest::Client,
     pub(crate) sandbox: Option<Sandbox>,
+    /// Keeps others away from the real ComfyUI.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
+
+/// The real ComfyUI has one queue, which one test at a time can have for itself.
+static REAL: Mutex<()> = Mutex::const_new(());
 
 /// An answer: status and body, parsed if it is JSON.
 #[derive(Debug, Clone)]
@@ -33,14 +39,14 @@ impl Server {
     pub(crate) async fn sandbox(version: Version) -> Self {
         let sandbox = Sandbox::start(SandboxOptions { version, ..SandboxOptions::default() }).await.unwrap();
         let authority = format!("127.0.0.1:{}", sandbox.comfyui_port());
-        Self { authority, http: client(), sandbox: Some(sandbox) }
+        Self { authority, http: client(), sandbox: Some(sandbox), _alone: None }
     }
 
-    /// A real ComfyUI, if the environment names one.
-    pub(crate) fn real() -> Option<Self> {
+    /// A real ComfyUI, if the environment names one. Waits for the test that has it.
+    pub(crate) async fn real() -> Option<Self> {
         let url = std::env::var("COMFYUI_URL").ok().filter(|url| !url.is_empty())?;
         let authority = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        Some(Self { authority, http: client(), sandbox: None })
+        Some(Self { authority, http: client(), sandbox: None, _alone: Some(REAL.lock().await) })
     }
 
     /// Brings the server into the state of a fresh one, as far as results are concerned.

@@ -30,7 +30,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("app", &["config", "ssh", "store", "runner", "http"], &["russh", "reqwest"]),
     ("demo", &["app", "config", "sandbox", "telemetry"], &["russh", "axum"]),
     ("sandbox", &[], &["reqwest"]),
-    ("fuzz", &["workflow", "ssh", "comfy", "store", "runner"], &["tokio"]),
+    ("fuzz", &["workflow", "convert", "ssh", "comfy", "store", "runner"], &["tokio"]),
 ];
 
 #[test]

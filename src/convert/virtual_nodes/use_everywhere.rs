@@ -8,7 +8,8 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::convert::{
-    finding::{Code, Finding, Severity},
+    MAX_FINDINGS,
+    finding::{Code, Severity},
     loaded::{Graph, Kind, Node, Source},
     ui::{self, Mode},
 };
@@ -31,7 +32,7 @@ pub(super) fn is_sink(class: &str) -> bool {
 }
 
 /// Adds the links that senders make in one graph.
-pub(in crate::convert) fn link(graph: &mut Graph, file: &ui::Graph, findings: &mut Vec<Finding>) {
+pub(in crate::convert) fn link(graph: &mut Graph, file: &ui::Graph) {
     if let Some(links) = &file.broadcasts {
         return take_saved(graph, file, links);
     }
@@ -46,15 +47,16 @@ pub(in crate::convert) fn link(graph: &mut Graph, file: &ui::Graph, findings: &m
                 let hint = "in ComfyUI, convert its links to real ones and save again";
                 let node = &graph.nodes[at];
                 let found = node.finding(Severity::Error, Code::UnsupportedNode, "", why).with_hint(hint);
-                findings.push(found);
+                graph.findings.push(found);
             }
         }
     }
     if let Some(first) = broadcasts.get(MAX_BROADCASTS) {
         let node = &graph.nodes[first.sender];
-        findings.push(node.finding(Severity::Error, Code::UnsupportedNode, "", "is one sender too many for one graph"));
+        let found = node.finding(Severity::Error, Code::UnsupportedNode, "", "is one sender too many for one graph");
+        graph.findings.push(found);
     } else if !broadcasts.is_empty() {
-        send(graph, &broadcasts, findings);
+        send(graph, &broadcasts);
     }
 }
 
@@ -137,7 +139,7 @@ fn of_sender(graph: &Graph, at: usize) -> Result<Vec<Broadcast>, String> {
 }
 
 /// Links every free input to the one sender that is for it above others.
-fn send(graph: &mut Graph, broadcasts: &[Broadcast], findings: &mut Vec<Finding>) {
+fn send(graph: &mut Graph, broadcasts: &[Broadcast]) {
     for (at, node) in graph.nodes.iter_mut().enumerate() {
         let takes_links = matches!(node.kind, Kind::Class | Kind::Subgraph(_)) && node.mode == Mode::Active;
         if !takes_links || is_sender(node) || node.properties.get("rejects_ue_links") == Some(&Value::Bool(true)) {
@@ -158,9 +160,14 @@ fn send(graph: &mut Graph, broadcasts: &[Broadcast], findings: &mut Vec<Finding>
             match fitting[..] {
                 [] => {}
                 [first, second, ..] if first.priority == second.priority => {
+                    if graph.findings.len() >= MAX_FINDINGS {
+                        continue;
+                    }
                     let message = format!("{} could be sent to by several nodes, so none of them does", input.name);
                     let found = node.finding(Severity::Warning, Code::AmbiguousBroadcast, "", message);
-                    findings.push(found.on_input(&input.name).with_hint("link it by hand if it is to get something"));
+                    graph
+                        .findings
+                        .push(found.on_input(&input.name).with_hint("link it by hand if it is to get something"));
                 }
                 [first, ..] => node.slots[slot].source = Some(first.source.clone()),
             }
