@@ -22,7 +22,7 @@ use crate::{
     convert::extract::{ExtractError, Workflow, extract},
     files::{Folder, PathError, open_regular},
     home::expand_home,
-    ssh::{Pool, Target},
+    ssh::{BoxName, Pool, Target},
     workflow::{Caller, Graph, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
 };
 
@@ -75,6 +75,8 @@ pub(super) struct Admitted {
     pub(super) source: Source,
     /// In which form it came.
     pub(super) workflow_format: WorkflowFormat,
+    /// For the limit per box.
+    pub(super) box_name: BoxName,
     pub(super) warnings: Vec<String>,
     pub(super) retry_of: Option<WorkflowId>,
     pub(super) idempotency: Option<Idempotency>,
@@ -82,8 +84,9 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    fn new(request: Request, source: Source, workflow_format: WorkflowFormat, warnings: Vec<String>) -> Self {
-        Self { request, source, workflow_format, warnings, retry_of: None, idempotency: None, caller: None }
+    fn new(request: Request, source: Source, workflow_format: WorkflowFormat, box_name: BoxName) -> Self {
+        let warnings = Vec::new();
+        Self { request, source, workflow_format, box_name, warnings, retry_of: None, idempotency: None, caller: None }
     }
 }
 
@@ -119,13 +122,13 @@ pub(super) async fn check_again(
 ) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
     let work = move |gone: &CancellationToken| {
-        check_target(&request.ssh_connection, &pool)?;
+        let (_, box_name) = check_target(&request.ssh_connection, &pool)?;
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images, &options.files, gone)?;
         prepare_output_dir(&text(&request.output_dir), &options)?;
         let workflow_format = source.format();
-        Ok(Admitted::new(request, source, workflow_format, Vec::new()))
+        Ok(Admitted::new(request, source, workflow_format, box_name))
     };
     in_turn(work).await
 }
@@ -137,7 +140,7 @@ fn check_blocking(
     gone: &CancellationToken,
 ) -> Result<Admitted, String> {
     let defaults = &options.defaults;
-    let target = check_target(&request.ssh_connection, pool)?;
+    let (target, box_name) = check_target(&request.ssh_connection, pool)?;
     let (source, workflow_format) = read_source(&request.workflow_file, &options.files)?;
     let input_images = check_images(&request.input_images, &options.files, gone)?;
     for (field, folder) in
@@ -160,14 +163,16 @@ fn check_blocking(
         comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
         comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
     };
-    Ok(Admitted::new(request, source, workflow_format, target.warnings().to_vec()))
+    let mut admitted = Admitted::new(request, source, workflow_format, box_name);
+    admitted.warnings = target.warnings().to_vec();
+    Ok(admitted)
 }
 
-/// The connection string taken apart, if it leads where the operator allows.
-fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
+/// The connection string taken apart, and its box, if that is one which the operator allows.
+fn check_target(ssh_connection: &str, pool: &Pool) -> Result<(Target, BoxName), String> {
     let target = Target::parse(ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
-    pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
-    Ok(target)
+    let box_name = pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
+    Ok((target, box_name))
 }
 
 fn read_source(given: &str, rules: &FileRules) -> Result<(Source, WorkflowFormat), String> {
