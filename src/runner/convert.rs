@@ -41,6 +41,7 @@ impl Execution {
         })?;
         let Conversion { prompt, findings } = converted.map_err(|error| StepError::Fatal(refused(error)))?;
         let graph = Graph::from_document(prompt)
+            .and_then(|graph| graph.check_bounds().map(|()| graph))
             .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, format!("The converted workflow {error}")))?;
         findings.iter().for_each(|finding| self.warn(finding.to_string()));
         Ok(graph)
