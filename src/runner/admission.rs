@@ -14,7 +14,7 @@ use indicatif::HumanBytes;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::{FileRules, Options, digest::sha256_of, disk::check_room_in, error::ExecuteError};
@@ -22,7 +22,7 @@ use crate::{
     convert::extract::{ExtractError, Workflow, extract},
     files::{Folder, PathError, Roots, open_regular},
     home::expand_home,
-    ssh::{Pool, Target},
+    ssh::{BoxName, Pool, Target},
     workflow::{Caller, Document, Edits, Graph, Idempotency, Request, Source, WorkflowFormat, WorkflowId},
 };
 
@@ -78,15 +78,29 @@ pub(super) struct Admitted {
     pub(super) source: Source,
     /// In which form it came.
     pub(super) workflow_format: WorkflowFormat,
+    /// For the limit per box.
+    pub(super) box_name: BoxName,
     pub(super) warnings: Vec<String>,
     pub(super) retry_of: Option<WorkflowId>,
     pub(super) idempotency: Option<Idempotency>,
     pub(super) caller: Option<Caller>,
+    /// Its place among those that are checked, held until it is on record: the source takes memory until then.
+    _turn: Turn,
 }
 
 impl Admitted {
-    fn new(request: Request, source: Source, workflow_format: WorkflowFormat, warnings: Vec<String>) -> Self {
-        Self { request, source, workflow_format, warnings, retry_of: None, idempotency: None, caller: None }
+    fn new(request: Request, source: Source, workflow_format: WorkflowFormat, box_name: BoxName) -> Self {
+        Self {
+            request,
+            source,
+            workflow_format,
+            box_name,
+            warnings: Vec::new(),
+            retry_of: None,
+            idempotency: None,
+            caller: None,
+            _turn: None,
+        }
     }
 }
 
@@ -110,20 +124,23 @@ pub(super) async fn check(
     pool: &Pool,
 ) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
-    in_turn(move |gone| check_blocking(request, purpose, &options, &pool, gone)).await
+    let (admitted, turn) = in_turn(move |gone| check_blocking(request, purpose, &options, &pool, gone)).await?;
+    // A dry run has a turn of its own, since it asks the box too.
+    Ok(Admitted { _turn: turn.filter(|_| purpose == Purpose::Run), ..admitted })
 }
 
-/// Does the work on a thread of its own, a few at once. `gone` is cancelled when the caller has hung up.
+/// A place among those that are checked.
+type Turn = Option<SemaphorePermit<'static>>;
+
+/// Does the work on a thread of its own, a few at once. `gone` is cancelled when the caller has hung up. The place is free
+/// once what comes with the result is dropped.
 pub(super) async fn in_turn<T: Send + 'static>(
     work: impl FnOnce(&CancellationToken) -> Result<T, String> + Send + 'static,
-) -> Result<T, ExecuteError> {
+) -> Result<(T, Turn), ExecuteError> {
     let turn = CHECKS.acquire().await.ok();
     let gone = CancellationToken::new();
     let _caller = gone.clone().drop_guard();
-    let done = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        work(&gone)
-    });
+    let done = tokio::task::spawn_blocking(move || work(&gone).map(|done| (done, turn)));
     done.await?.map_err(ExecuteError::Rejected)
 }
 
@@ -136,15 +153,16 @@ pub(super) async fn check_again(
 ) -> Result<Admitted, ExecuteError> {
     let (options, pool) = (options.clone(), pool.clone());
     let work = move |gone: &CancellationToken| {
-        check_target(&request.ssh_connection, &pool)?;
+        let (_, box_name) = check_target(&request.ssh_connection, &pool)?;
         let text = |path: &Path| path.display().to_string();
         let images: Vec<String> = request.input_images.iter().map(|image| text(image)).collect();
         check_images(&images, &options.files, gone)?;
         prepare_output_dir(&text(&request.output_dir), Purpose::Run, &options)?;
         let workflow_format = source.document.format();
-        Ok(Admitted::new(request, source, workflow_format, Vec::new()))
+        Ok(Admitted::new(request, source, workflow_format, box_name))
     };
-    in_turn(work).await
+    let (admitted, turn) = in_turn(work).await?;
+    Ok(Admitted { _turn: turn, ..admitted })
 }
 
 fn check_blocking(
@@ -155,7 +173,7 @@ fn check_blocking(
     gone: &CancellationToken,
 ) -> Result<Admitted, String> {
     let defaults = &options.defaults;
-    let target = check_target(&request.ssh_connection, pool)?;
+    let (target, box_name) = check_target(&request.ssh_connection, pool)?;
     let (document, workflow_format) = read_document(&request.workflow_file, &options.files)?;
     let source = source_of(document, request.edits)?;
     let input_images = check_images(&request.input_images, &options.files, gone)?;
@@ -179,14 +197,16 @@ fn check_blocking(
         comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
         comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
     };
-    Ok(Admitted::new(request, source, workflow_format, target.warnings().to_vec()))
+    let mut admitted = Admitted::new(request, source, workflow_format, box_name);
+    admitted.warnings = target.warnings().to_vec();
+    Ok(admitted)
 }
 
-/// The connection string taken apart, if it leads where the operator allows.
-pub(super) fn check_target(ssh_connection: &str, pool: &Pool) -> Result<Target, String> {
+/// The connection string taken apart, and its box, if that is one which the operator allows.
+pub(super) fn check_target(ssh_connection: &str, pool: &Pool) -> Result<(Target, BoxName), String> {
     let target = Target::parse(ssh_connection).map_err(|error| format!("Invalid ssh_connection: {error}"))?;
-    pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
-    Ok(target)
+    let box_name = pool.check(&target).map_err(|error| format!("Field ssh_connection: {error}"))?;
+    Ok((target, box_name))
 }
 
 pub(super) fn read_document(given: &str, rules: &FileRules) -> Result<(Document, WorkflowFormat), String> {
@@ -213,7 +233,7 @@ pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), 
     let plain = match Document::parse(content) {
         Ok(document) => {
             let format = document.format();
-            return Ok((document, format));
+            return within_bounds(document, format);
         }
         Err(error) => error,
     };
@@ -226,7 +246,14 @@ pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), 
         Workflow::Ui(document) => Document::Ui(document),
         Workflow::Api(graph) => Document::Graph(Graph::from_document(graph).map_err(|error| error.to_string())?),
     };
-    Ok((document, found.format))
+    within_bounds(document, found.format)
+}
+
+fn within_bounds(document: Document, format: WorkflowFormat) -> Result<(Document, WorkflowFormat), String> {
+    if let Document::Graph(graph) = &document {
+        graph.check_bounds().map_err(|error| error.to_string())?;
+    }
+    Ok((document, format))
 }
 
 /// What is to be run, if its parameters lead somewhere as far as that can be known without the box.
@@ -336,126 +363,4 @@ fn plain(error: &io::Error) -> String {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::{fs, time::Duration};
-
-    use super::*;
-    use crate::{runner::Limits, ssh};
-
-    struct Case {
-        folder: tempfile::TempDir,
-        request: ExecuteRequest,
-        least: u64,
-    }
-
-    fn case() -> Case {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name).display().to_string();
-        fs::write(path("w.json"), r#"{"1": {"class_type": "A"}}"#).unwrap();
-        fs::create_dir(path("other")).unwrap();
-        for (name, content) in [("a.png", "1"), ("b.png", "2"), ("other/a.png", "3"), ("other/b.png", "2")] {
-            fs::write(path(name), content).unwrap();
-        }
-        let request = ExecuteRequest {
-            ssh_connection: "ssh root@box".into(),
-            workflow_file: path("w.json"),
-            output_dir: Some(path("new/out")),
-            ..ExecuteRequest::default()
-        };
-        Case { folder, request, least: 0 }
-    }
-
-    impl Case {
-        fn path(&self, name: &str) -> String {
-            self.folder.path().join(name).display().to_string()
-        }
-
-        fn check(&self) -> Result<Admitted, String> {
-            let defaults = Defaults {
-                comfyui_port: 18188,
-                comfyui_input_dir: "/in".into(),
-                comfyui_output_dir: "/out".into(),
-                output_dir: "/nowhere".into(),
-            };
-            let options = Options {
-                execute_wait: Duration::ZERO,
-                unreachable_limit: Duration::ZERO,
-                unreachable_before_submit: Duration::ZERO,
-                stalled_after: Duration::ZERO,
-                resubmit_lost: false,
-                limits: Limits { max_running: 1, max_running_per_box: 1, max_waiting: 1, max_active_per_caller: None },
-                min_free_bytes: self.least,
-                files: FileRules::default(),
-                defaults,
-            };
-            check_blocking(
-                self.request.clone(),
-                Purpose::Run,
-                &options,
-                &Pool::new(ssh::Options::default()).unwrap(),
-                &CancellationToken::new(),
-            )
-        }
-    }
-
-    #[test]
-    fn what_is_left_out_is_filled_in() {
-        let case = case();
-        let Admitted { request, .. } = case.check().unwrap();
-        assert_eq!((request.workflow_name.as_str(), request.comfyui_port), ("w.json", 18188));
-        assert_eq!((request.comfyui_input_dir.as_str(), request.comfyui_output_dir.as_str()), ("/in", "/out"));
-        assert!(Path::new(&case.path("new/out")).is_dir());
-    }
-
-    #[test]
-    fn each_refusal_names_its_file_and_leaves_no_trace() {
-        let mut case = case();
-        for (content, expected) in [
-            (Some(""), "Workflow file {} is empty"),
-            (Some("x"), "Workflow file {} is not JSON: "),
-            (Some("[]"), "Workflow file {} is not a workflow graph: "),
-            (None, "Workflow file not found: {}"),
-        ] {
-            case.request.workflow_file = case.path("bad.json");
-            fs::remove_file(case.path("bad.json")).ok();
-            if let Some(content) = content {
-                fs::write(case.path("bad.json"), content).unwrap();
-            }
-            let message = case.check().unwrap_err();
-            assert!(message.starts_with(&expected.replace("{}", &case.path("bad.json"))), "{message}");
-        }
-        case.request.workflow_file = case.path("other");
-        assert_eq!(case.check().unwrap_err(), format!("Workflow file is a directory: {}", case.path("other")));
-        case.request.ssh_connection = "ssh".into();
-        assert!(case.check().unwrap_err().starts_with("Invalid ssh_connection: "));
-        assert!(!Path::new(&case.path("new")).exists());
-    }
-
-    #[test]
-    fn images_are_checked_and_same_names_must_be_same_content() {
-        let mut case = case();
-        case.request.input_images = vec![case.path("a.png"), case.path("gone.png")];
-        assert_eq!(case.check().unwrap_err(), format!("Input image not found: {}", case.path("gone.png")));
-        case.request.input_images = vec![case.path("a.png"), case.path("other/a.png")];
-        assert!(case.check().unwrap_err().starts_with("Two input images are named a.png but differ: "));
-        case.request.input_images = vec![case.path("b.png"), case.path("other/b.png"), case.path("b.png")];
-        assert_eq!(case.check().unwrap().request.input_images.len(), 1);
-    }
-
-    #[test]
-    fn a_full_disk_is_refused() {
-        let mut case = case();
-        case.least = u64::MAX;
-        let message = case.check().unwrap_err();
-        assert!(message.starts_with("the disk is full: ") && message.contains(&case.path("new/out")), "{message}");
-    }
-
-    #[test]
-    fn an_output_folder_that_cannot_be_made_is_refused() {
-        let mut case = case();
-        case.request.output_dir = Some(case.path("a.png"));
-        assert_eq!(case.check().unwrap_err(), format!("Output folder is not a folder: {}", case.path("a.png")));
-        case.request.output_dir = Some(case.path("a.png/sub"));
-        assert!(case.check().unwrap_err().starts_with("Output folder cannot be created: "));
-    }
-}
+mod tests;

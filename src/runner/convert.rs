@@ -123,6 +123,7 @@ async fn convert_for(
         Ok(Conversion { prompt, seeds, findings }) => {
             let broken = |error| format!("The converted workflow {error}");
             let graph = Graph::from_document(prompt)
+                .and_then(|graph| graph.check_bounds().map(|()| graph))
                 .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, broken(error)))?;
             Ok((graph, seeds, findings))
         }

@@ -132,9 +132,9 @@ pub struct Converted {
 /// # Errors
 /// When a check that needs no box fails, or the box can't be asked.
 pub async fn dry_run(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<DryRun, ExecuteError> {
-    let mut admitted = admission::check(request, Purpose::DryRun, options, pool).await?;
     let _turn = LOOKS.acquire().await.ok();
-    let target = check_target(&admitted.request.ssh_connection, pool).map_err(ExecuteError::Rejected)?;
+    let mut admitted = admission::check(request, Purpose::DryRun, options, pool).await?;
+    let (target, _) = check_target(&admitted.request.ssh_connection, pool).map_err(ExecuteError::Rejected)?;
     let link = reach(pool, &target, admitted.request.comfyui_port).await?;
     admitted.warnings.extend(link.warnings().iter().cloned());
     in_time(look(&link, admitted, options)).await
@@ -265,7 +265,8 @@ pub(super) async fn convert(
             document_in(value.to_string().as_bytes()).map_err(|error| format!("The workflow {error}"))
         }
     };
-    let (document, workflow_format) = in_turn(move |_| read()).await?;
+    let _turn = LOOKS.acquire().await.ok();
+    let ((document, workflow_format), _) = in_turn(move |_| read()).await?;
     if let Document::Graph(graph) = &document {
         return Ok(Converted { workflow_format, prompt: graph.to_value(), findings: Vec::new() });
     }
@@ -273,8 +274,7 @@ pub(super) async fn convert(
     let Settled { graph, findings } = match (request.ssh_connection, request.object_info_file) {
         (_, Some(path)) => convert_with_file(document, path, prepared, options).await?,
         (Some(ssh_connection), None) => {
-            let target = check_target(&ssh_connection, pool).map_err(ExecuteError::Rejected)?;
-            let _turn = LOOKS.acquire().await.ok();
+            let (target, _) = check_target(&ssh_connection, pool).map_err(ExecuteError::Rejected)?;
             let port = request.comfyui_port.unwrap_or(options.defaults.comfyui_port);
             let link = reach(pool, &target, port).await?;
             in_time(settle(&link, Source::from(document), &prepared)).await?
@@ -306,7 +306,8 @@ async fn convert_with_file(
         let findings = if let ConvertError::Refused(findings) = error { findings } else { Vec::new() };
         ExecuteError::Refused(refusal(message, findings))
     };
-    let converted = in_turn(move |_| work()).await?.map_err(refused)?;
+    let (converted, _) = in_turn(move |_| work()).await?;
+    let converted = converted.map_err(refused)?;
     let graph = Graph::from_document(converted.prompt)
         .map_err(|error| ExecuteError::Rejected(format!("The converted workflow {error}")))?;
     Ok(Settled { graph, findings: converted.findings })

@@ -16,10 +16,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{ssh::Target, workflow::Caller};
-
-/// The port of SSH where a connection string names none.
-const SSH_PORT: u16 = 22;
+use crate::{ssh::BoxName, workflow::Caller};
 
 /// How many workflows may run, and how many may wait for that.
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +29,6 @@ pub struct Limits {
     pub max_waiting: usize,
     /// Of one caller, waiting or running; `None`: no limit.
     pub max_active_per_caller: Option<NonZeroUsize>,
-}
-
-/// A box as the limits count it: SSH host and port as the connection string names them, capitals or not.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct BoxName {
-    host: String,
-    port: u16,
-}
-
-impl BoxName {
-    /// A string that can't be understood, as only an edited state file has, counts as a box of its own.
-    pub(super) fn of(ssh_connection: &str) -> Self {
-        match Target::parse(ssh_connection) {
-            Ok(target) => Self { host: target.host().to_lowercase(), port: target.port().unwrap_or(SSH_PORT) },
-            Err(_) => Self { host: ssh_connection.to_owned(), port: SSH_PORT },
-        }
-    }
 }
 
 /// Why nobody is taken in.

@@ -53,8 +53,8 @@ pub use dry_run::{
 pub use error::ExecuteError;
 use execution::Execution;
 use later::Later;
-use line::{BoxName, Line, Seat, SeatNumber};
 pub use line::{Full, Limits};
+use line::{Line, Seat, SeatNumber};
 use part::Parts;
 use turns::Turns;
 
@@ -183,15 +183,19 @@ impl Runner {
         let runner = Self { inner: Arc::new(inner) };
         let has_begun = |state: &Arc<WorkflowState>| state.phase() > Some(Phase::Waiting);
         let (begun, waiting): (Vec<_>, Vec<_>) = runner.inner.store.active().into_iter().partition(has_begun);
+        let mut names = HashMap::new();
+        let mut box_name = |state: &WorkflowState| {
+            let connection = &state.request.ssh_connection;
+            let name = || runner.inner.pool.box_name(connection);
+            names.entry(connection.clone()).or_insert_with(name).clone()
+        };
         for state in begun {
             tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
-            let box_name = BoxName::of(&state.request.ssh_connection);
-            runner.spawn(&state.id, runner.inner.line.go_on(box_name, state.caller.clone()));
+            runner.spawn(&state.id, runner.inner.line.go_on(box_name(&state), state.caller.clone()));
         }
         for state in waiting {
             tracing::info!(workflow.id = %state.id, "a workflow is in line again");
-            let box_name = BoxName::of(&state.request.ssh_connection);
-            runner.spawn(&state.id, runner.inner.line.line_up(box_name, state.caller.clone()));
+            runner.spawn(&state.id, runner.inner.line.line_up(box_name(&state), state.caller.clone()));
         }
         runner
     }
@@ -284,8 +288,11 @@ impl Runner {
             return Err(ExecuteError::Stopping);
         }
         let warnings = admitted.warnings.clone();
-        let box_name = BoxName::of(&admitted.request.ssh_connection);
-        let seat = self.inner.line.reserve(box_name, admitted.caller.clone()).map_err(ExecuteError::LineFull)?;
+        let seat = self
+            .inner
+            .line
+            .reserve(admitted.box_name.clone(), admitted.caller.clone())
+            .map_err(ExecuteError::LineFull)?;
         // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
         let this = self.clone();
         let accept = tokio::spawn(async move { this.accept(admitted, seat).await });

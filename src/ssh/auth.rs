@@ -124,11 +124,11 @@ impl Login<'_> {
         if !self.may_go_on() {
             return Ok(false);
         }
-        let (ring, wanted, file) = (Arc::clone(keys), file.clone(), &file.path);
+        let (ring, wanted, name, file) = (Arc::clone(keys), file.clone(), file.name(), &file.path);
         let identity = match blocking(move || ring.load(&wanted)).await? {
             Ok(identity) => identity,
             Err(Problem::Refused) => {
-                return Err(SshError::FileRefused { path: file.clone(), keys: "read_roots" });
+                return Err(SshError::FileRefused { path: name, keys: "read_roots" });
             }
             Err(Problem::Missing) if !named => return Ok(false),
             Err(problem) => {

@@ -99,9 +99,9 @@ pub enum SshError {
         source: Arc<io::Error>,
     },
     /// The operator allows other hosts only.
-    #[error("{destination} is not among the hosts that [ssh] allowed_hosts allows")]
+    #[error("{destination} does not lead to a host that [ssh] allowed_hosts allows")]
     HostRefused {
-        /// `user@host:port` of the box, or of the jump host.
+        /// The box or the jump host as the connection string has it, not what `~/.ssh/config` makes of it.
         destination: String,
     },
     /// The connection string names a file outside of the folders for such files.

@@ -77,7 +77,7 @@ impl Record {
             match read_file(file) {
                 Ok(text) => record.collect(path, &text, &bare),
                 Err(error) if error.is_not_found() => {}
-                Err(PathError::Outside) => record.refused = Some(path.clone()),
+                Err(PathError::Outside) => record.refused = Some(file.name()),
                 Err(PathError::Io(error)) => record.unreadable.push((path.clone(), error)),
                 Err(error) => record.unreadable.push((path.clone(), io::Error::other(error.to_string()))),
             }

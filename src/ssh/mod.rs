@@ -10,10 +10,11 @@
 //! ComfyUI, and commands on the box, but for a constant one that computes a checksum where the box allows it.
 //!
 //! Read in this order: `target`, `pool`, `session`, `tunnel`, `transfer`; below them `route` (what `~/.ssh/config` adds),
-//! `connection` (one SSH connection), `auth`, `known_hosts`, `channel` and `checksum`.
+//! `box_name` (which box that is), `connection` (one SSH connection), `auth`, `known_hosts`, `channel` and `checksum`.
 
 mod allowed_hosts;
 mod auth;
+mod box_name;
 mod channel;
 mod checksum;
 mod command;
@@ -44,6 +45,7 @@ mod words;
 use std::{path::PathBuf, time::Duration};
 
 pub use allowed_hosts::AllowedHosts;
+pub use box_name::BoxName;
 pub use error::{SshError, SshErrorKind, Unreachable};
 pub use pool::Pool;
 pub use session::Session;

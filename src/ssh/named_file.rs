@@ -10,6 +10,8 @@ use crate::files::{Folder, PathError, Roots, open_regular};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct NamedFile {
     pub(super) path: PathBuf,
+    /// As the connection string has it, which says nothing about `~/.ssh/config`; the path has its values for `%` tokens.
+    given: Option<String>,
     /// For reading.
     pub(super) read_roots: Roots,
     /// For writing, where it is written to.
@@ -17,14 +19,19 @@ pub(super) struct NamedFile {
 }
 
 impl NamedFile {
-    /// Named by a connection string, to be read.
-    pub(super) fn confined(path: PathBuf, options: &Options) -> Self {
-        Self { path, read_roots: options.read_roots.clone(), write_roots: None }
+    /// Named by a connection string as `given`, to be read.
+    pub(super) fn confined(given: &str, path: PathBuf, options: &Options) -> Self {
+        Self { path, given: Some(given.to_owned()), read_roots: options.read_roots.clone(), write_roots: None }
     }
 
-    /// Named by a connection string, to be read and written to.
-    pub(super) fn confined_both_ways(path: PathBuf, options: &Options) -> Self {
-        Self { write_roots: Some(options.write_roots.clone()), ..Self::confined(path, options) }
+    /// The same, to be read and written to.
+    pub(super) fn confined_both_ways(given: &str, path: PathBuf, options: &Options) -> Self {
+        Self { write_roots: Some(options.write_roots.clone()), ..Self::confined(given, path, options) }
+    }
+
+    /// What to call it towards who has named it.
+    pub(super) fn name(&self) -> PathBuf {
+        self.given.as_ref().map_or_else(|| self.path.clone(), PathBuf::from)
     }
 
     /// Opens it for reading. Blocks for the file system only.
@@ -46,6 +53,6 @@ impl NamedFile {
 /// Named by this machine's own configuration.
 impl From<PathBuf> for NamedFile {
     fn from(path: PathBuf) -> Self {
-        Self { path, read_roots: Roots::anywhere(), write_roots: None }
+        Self { path, given: None, read_roots: Roots::anywhere(), write_roots: None }
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Options, Session, SshError, Target,
+    BoxName, Options, Session, SshError, Target,
     connection::{Connection, blocking},
     keys::KeyRing,
     route::Route,
@@ -154,17 +154,25 @@ impl Pool {
         Ok(Session::new(Arc::clone(&self.shared), lease, control, target.clone(), warnings))
     }
 
-    /// Whether the way to a target keeps to what the operator allows: its hosts, and the files that it names. Blocks:
-    /// reads `~/.ssh/config`.
+    /// Which box a target is, if the way to it keeps to what the operator allows: its hosts, and the files that it names.
+    /// Blocks: reads `~/.ssh/config`.
     ///
     /// # Errors
     /// [`SshError::HostRefused`] and [`SshError::FileRefused`] only; what else is wrong shows when connecting.
-    pub fn check(&self, target: &Target) -> Result<(), SshError> {
-        let found = Route::resolve(target, &self.shared.options).and_then(|(route, _)| route.check_files());
+    pub fn check(&self, target: &Target) -> Result<BoxName, SshError> {
+        let route = Route::resolve(target, &self.shared.options);
+        let found = route.and_then(|(route, _)| route.check_files().map(|()| BoxName::of(&route)));
         match found {
             Err(error @ (SshError::HostRefused { .. } | SshError::FileRefused { .. })) => Err(error),
-            _ => Ok(()),
+            found => Ok(found.unwrap_or_else(|_| BoxName::given(target))),
         }
+    }
+
+    /// Which box a connection string leads to, allowed or not. Blocks: reads `~/.ssh/config`.
+    #[must_use]
+    pub fn box_name(&self, ssh_connection: &str) -> BoxName {
+        let known = Target::parse(ssh_connection).ok().and_then(|target| self.check(&target).ok());
+        known.unwrap_or_else(|| BoxName::unresolved(ssh_connection))
     }
 
     /// What the user should know about the way to a target before it is taken, such as lines of `~/.ssh/config` that

@@ -49,7 +49,7 @@ impl Endpoint {
         let keys = self.identity_files.iter().map(|file| (file, "read_roots"));
         let records = self.known_hosts.iter().map(|file| (file, known_hosts::ROOTS));
         match keys.chain(records).find(|(file, _)| file.is_outside()) {
-            Some((file, keys)) => Err(SshError::FileRefused { path: file.path.clone(), keys }),
+            Some((file, keys)) => Err(SshError::FileRefused { path: file.name(), keys }),
             None => Ok(()),
         }
     }
@@ -69,16 +69,26 @@ impl Route {
     /// # Errors
     /// [`SshError::HostRefused`] if one of the hosts on the way is not allowed.
     pub(super) fn resolve(target: &Target, options: &Options) -> Result<(Self, Vec<String>), SshError> {
-        let mut resolver = Resolver { options, given: &target.settings, hops: Vec::new(), warnings: Vec::new() };
+        let mut resolver = Resolver {
+            options,
+            given: &target.settings,
+            hops: Vec::new(),
+            names: Vec::new(),
+            name: target.named(),
+            warnings: Vec::new(),
+        };
         let settings = resolver.complete(&target.host, target.settings.clone());
         let jumps = settings.jumps.clone().unwrap_or_default();
         resolver.through(&target.host, &settings, &jumps, &target.settings.identity_files, 0)?;
-        let destination = resolver.endpoint(&target.host, settings);
-        resolver.hops.push(destination);
-        if let Some(allowed) = &options.allowed_hosts
-            && let Some(hop) = resolver.hops.iter().find(|hop| !allowed.allow(&hop.user, &hop.host, hop.port))
-        {
-            return Err(SshError::HostRefused { destination: format!("{}@{}", hop.user, hop.address()) });
+        resolver.name = target.named();
+        resolver.add(&target.host, settings);
+        if let Some(allowed) = &options.allowed_hosts {
+            let refused = |hop: &Endpoint| !allowed.allow(&hop.user, &hop.host, hop.port);
+            let mut hops = resolver.hops.iter().zip(&resolver.names);
+            if let Some((hop, name)) = hops.find(|(hop, _)| refused(hop)) {
+                tracing::info!(host = %hop.address(), user = hop.user, "not among the hosts that [ssh] allowed_hosts allows");
+                return Err(SshError::HostRefused { destination: name.clone() });
+            }
         }
         Ok((Self { hops: resolver.hops }, resolver.warnings))
     }
@@ -89,6 +99,10 @@ struct Resolver<'a> {
     /// What the connection string itself says.
     given: &'a Settings,
     hops: Vec<Endpoint>,
+    /// For each hop what in the connection string has led to it.
+    names: Vec<String>,
+    /// That of the next one.
+    name: String,
     warnings: Vec<String>,
 }
 
@@ -118,6 +132,9 @@ impl Resolver<'_> {
             return Err(SshError::Config { message });
         }
         for (at, jump) in jumps.iter().enumerate() {
+            if depth == 0 && self.given.jumps.is_some() {
+                self.name = jump.to_string();
+            }
             let mut settings = self.complete(&jump.host, given(jump));
             if at == 0
                 && let Some(earlier) = settings.jumps.take()
@@ -126,10 +143,15 @@ impl Resolver<'_> {
             }
             // OpenSSH would not use the -i of the destination here, but who writes `-i key -J hop` means both.
             settings.identity_files.extend_from_slice(identity_files);
-            let hop = self.endpoint(&jump.host, settings);
-            self.hops.push(hop);
+            self.add(&jump.host, settings);
         }
         Ok(())
+    }
+
+    fn add(&mut self, alias: &str, settings: Settings) {
+        let hop = self.endpoint(alias, settings);
+        self.hops.push(hop);
+        self.names.push(self.name.clone());
     }
 
     /// What was given, completed by the configuration file.
@@ -172,7 +194,7 @@ impl Resolver<'_> {
             let path = path(text);
             // Naming a key that is tried anyway gives nobody more than it did before.
             if self.given.identity_files.contains(text) && !options.identity_files.contains(&path) {
-                NamedFile::confined(path, options)
+                NamedFile::confined(text, path, options)
             } else {
                 path.into()
             }
@@ -186,7 +208,7 @@ impl Resolver<'_> {
         }
         let known_hosts = match &settings.known_hosts {
             Some(files) if self.given.known_hosts.as_ref() == Some(files) => {
-                files.iter().map(|file| NamedFile::confined_both_ways(path(file), options)).collect()
+                files.iter().map(|file| NamedFile::confined_both_ways(file, path(file), options)).collect()
             }
             Some(files) => files.iter().map(|file| path(file).into()).collect(),
             None => vec![options.known_hosts.clone().into()],
@@ -282,6 +304,10 @@ mod tests {
         PathBuf::from(path).into()
     }
 
+    fn given(path: &str) -> NamedFile {
+        NamedFile::confined(path, path.into(), &Options::default())
+    }
+
     fn addresses(text: &str, config: &str) -> Vec<String> {
         let (route, _) = resolve(text, config).unwrap();
         route.hops.iter().map(|hop| format!("{}@{}", hop.user, hop.address())).collect()
@@ -299,7 +325,7 @@ mod tests {
                 port: 2,
                 user: "file".into(),
                 host_key_alias: None,
-                identity_files: ["/r", "/f/file@10.0.0.gpu:2%", "/service"].map(named).into(),
+                identity_files: vec![given("/r"), named("/f/file@10.0.0.gpu:2%"), named("/service")],
                 identities_only: true,
                 connect_timeout: Duration::from_secs(10),
                 keepalive: Duration::from_secs(15),
@@ -325,7 +351,7 @@ mod tests {
         assert_eq!(addresses("ssh u@box", "Host box\nProxyJump u@a,u@b\n"), ["u@a:22", "u@b:22", "u@box:22"]);
         assert_eq!(addresses("ssh -J none u@box", "Host box\nProxyJump a\n"), ["u@box:22"]);
         let (route, _) = resolve("ssh -i /mine -J a u@box", config).unwrap();
-        assert!(route.hops.iter().all(|hop| hop.identity_files == ["/mine", "/service"].map(named)));
+        assert!(route.hops.iter().all(|hop| hop.identity_files == [given("/mine"), named("/service")]));
     }
 
     #[test]

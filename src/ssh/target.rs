@@ -57,6 +57,12 @@ impl Target {
         self.settings.port
     }
 
+    /// As [`Display`](fmt::Display), but with the host of `-o HostName`, if the string has that.
+    pub(super) fn named(&self) -> String {
+        let host = self.settings.host_name.as_ref().unwrap_or(&self.host);
+        named(self.user(), host, self.port())
+    }
+
     /// What was left out of account, one sentence each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -67,14 +73,14 @@ impl Target {
 /// `user@host:port`, without the parts the string leaves open.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(user) = self.user() {
-            write!(f, "{user}@")?;
-        }
-        match self.port() {
-            Some(port) => f.write_str(&address(&self.host, port)),
-            None => f.write_str(&self.host),
-        }
+        f.write_str(&named(self.user(), &self.host, self.port()))
     }
+}
+
+fn named(user: Option<&str>, host: &str, port: Option<u16>) -> String {
+    let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+    let host = port.map_or_else(|| host.to_owned(), |port| address(host, port));
+    format!("{user}{host}")
 }
 
 /// `host:port`, with brackets around an IPv6 address.
@@ -215,6 +221,12 @@ pub(super) struct Destination {
     pub(super) user: Option<String>,
     pub(super) host: String,
     pub(super) port: Option<u16>,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&named(self.user.as_deref(), &self.host, self.port))
+    }
 }
 
 impl Destination {

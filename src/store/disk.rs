@@ -48,7 +48,9 @@ impl Disk {
     pub(super) fn look_at_graphs(&self, entries: &[Entry]) -> Result<(), StoreError> {
         self.graphs.make_folder()?;
         let kept = |entry: &Entry| entry.graph.clone().map(|graph| (entry.state.id.clone(), graph));
-        entries.iter().filter_map(kept).try_for_each(|(id, graph)| self.graphs.restore(&id, &graph))
+        // Each is looked at, whatever is wrong with others.
+        let looked = entries.iter().filter_map(kept).map(|(id, graph)| self.graphs.restore(&id, &graph));
+        looked.fold(Ok(()), Result::and)
     }
 
     /// Writes the whole map.

@@ -1,7 +1,8 @@
 //! The graphs of the workflows on record, each in a file of a private folder.
 //!
 //! Graphs can hold API keys: the folder is 0700, the files 0600, and nothing else of them is written anywhere.
-//! Those of active workflows are kept in memory too, so that a run does not depend on what others do to the files.
+//! Those of active workflows are kept in memory too, so that a run does not depend on what others do to the files; all
+//! together up to a bound. Of those beyond it the digest is kept, which tells whether a file is what it was.
 
 use std::{
     collections::HashSet,
@@ -9,10 +10,12 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, PersistError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     StoreError,
@@ -22,20 +25,37 @@ use crate::workflow::{Source, WorkflowId};
 
 const TEMPORARY_PREFIX: &str = ".tmp";
 
+/// What graphs may take in memory, all together, in KiB: a thousand waiting ones of the usual size.
+const IN_MEMORY_KIB: usize = 64 << 10;
+
 #[derive(Debug, Clone)]
 pub(super) struct Graphs {
     folder: PathBuf,
+    room: Arc<Semaphore>,
 }
 
-/// The graph of an active workflow, in words, and what its file looked like when it was read or written here.
+/// The graph of an active workflow, and what its file looked like when it was read or written here.
 #[derive(Debug)]
 pub(super) struct KeptGraph {
-    content: Vec<u8>,
+    content: Content,
     ours: Mutex<Identity>,
 }
 
+#[derive(Debug)]
+enum Content {
+    /// In words, with its share of the room for such.
+    InMemory { words: Vec<u8>, _share: OwnedSemaphorePermit },
+    /// There was no room for it.
+    OnDisk([u8; 32]),
+}
+
 impl KeptGraph {
-    fn new(content: Vec<u8>, ours: Identity) -> Self {
+    fn new(content: Vec<u8>, ours: Identity, room: &Arc<Semaphore>) -> Self {
+        let kib = u32::try_from(content.len().div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        let content = match Arc::clone(room).try_acquire_many_owned(kib) {
+            Ok(share) => Content::InMemory { words: content, _share: share },
+            Err(_) => Content::OnDisk(Sha256::digest(&content).into()),
+        };
         Self { content, ours: Mutex::new(ours) }
     }
 }
@@ -43,7 +63,7 @@ impl KeptGraph {
 impl Graphs {
     /// `<state file>.graphs/`
     pub(super) fn beside(state_file: &Path) -> Self {
-        Self { folder: beside(state_file, ".graphs") }
+        Self { folder: beside(state_file, ".graphs"), room: Arc::new(Semaphore::new(IN_MEMORY_KIB)) }
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -83,38 +103,55 @@ impl Graphs {
                 _ => StoreError::io("write", &path)(error.error),
             })?;
             sync_folder(&this.folder).map_err(StoreError::io("write", &this.folder))?;
-            Ok(KeptGraph::new(content, Identity::of(&written)))
+            Ok(KeptGraph::new(content, Identity::of(&written), &this.room))
         })
         .await
     }
 
     pub(super) async fn load(&self, id: &WorkflowId) -> Result<Source, StoreError> {
-        let content = tokio::fs::read(self.path(id))
-            .await
-            .map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))?;
-        parse(id, &content)
+        parse(id, &self.content(id).await?)
     }
 
-    pub(super) fn parse_kept(id: &WorkflowId, kept: &KeptGraph) -> Result<Source, StoreError> {
-        parse(id, &kept.content)
+    /// That of an active workflow, as it was when it was written here.
+    pub(super) async fn load_kept(&self, id: &WorkflowId, kept: &KeptGraph) -> Result<Source, StoreError> {
+        match &kept.content {
+            Content::InMemory { words, .. } => parse(id, words),
+            Content::OnDisk(digest) => {
+                let content = self.content(id).await?;
+                if Sha256::digest(&content).as_slice() != digest {
+                    return Err(unreadable(id, "somebody else has changed it".to_owned(), false));
+                }
+                parse(id, &content)
+            }
+        }
     }
 
-    /// Reads a file to keep its content in memory; `None` when it can't be read. Blocks.
+    async fn content(&self, id: &WorkflowId) -> Result<Vec<u8>, StoreError> {
+        let read = tokio::fs::read(self.path(id)).await;
+        read.map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))
+    }
+
+    /// Reads a file to keep its content, or its digest; `None` when it can't be read. Blocks.
     pub(super) fn read(&self, id: &WorkflowId) -> Option<KeptGraph> {
         let path = self.path(id);
         let meta = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        Some(KeptGraph::new(fs::read(&path).ok()?, Identity::of(&meta)))
+        Some(KeptGraph::new(fs::read(&path).ok()?, Identity::of(&meta), &self.room))
     }
 
     /// Writes the file of an active workflow again if somebody else has removed or changed it. Blocks.
     pub(super) fn restore(&self, id: &WorkflowId, kept: &KeptGraph) -> Result<(), StoreError> {
         let path = self.path(id);
-        let mut ours = kept.ours.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if fs::symlink_metadata(&path).is_ok_and(|meta| Identity::of(&meta) == *ours) {
+        let mut ours = kept.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = fs::symlink_metadata(&path);
+        if found.as_ref().is_ok_and(|meta| Identity::of(meta) == *ours) {
             return Ok(());
         }
+        let Content::InMemory { words, .. } = &kept.content else {
+            let what = if found.is_ok() { "was replaced or changed" } else { "was removed" };
+            return Err(StoreError::Tampered { path, what });
+        };
         self.make_folder()?;
-        let file = self.temporary(&kept.content)?;
+        let file = self.temporary(words)?;
         let written = file.as_file().metadata().map_err(StoreError::io("write", &path))?;
         file.persist(&path).map_err(|error| StoreError::io("write", &path)(error.error))?;
         *ours = Identity::of(&written);
@@ -193,4 +230,43 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::task::spawn_blocking(work).await.map_err(StoreError::task)?
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn source(mib: usize) -> Source {
+        let text = format!(r#"{{"1": {{"class_type": "A", "inputs": {{"text": "{}"}}}}}}"#, "x".repeat(mib << 20));
+        Source::parse_kept(text.as_bytes()).unwrap()
+    }
+
+    fn in_memory(kept: &KeptGraph) -> bool {
+        matches!(kept.content, Content::InMemory { .. })
+    }
+
+    #[tokio::test]
+    async fn graphs_take_memory_up_to_a_bound_and_are_there_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let graphs = Graphs::beside(&folder.path().join("state.json"));
+        let ids: Vec<WorkflowId> = (0..4).map(|tail| WorkflowId::new(chrono::Utc::now(), tail)).collect();
+        let large = source(40);
+        let first = graphs.save(&ids[0], &large).await.unwrap();
+        let second = graphs.save(&ids[1], &large).await.unwrap();
+        let small = graphs.save(&ids[2], &source(1)).await.unwrap();
+        assert_eq!([&first, &second, &small].map(in_memory), [true, false, true]);
+        assert!(graphs.load_kept(&ids[1], &second).await.unwrap() == large, "from the disk");
+        graphs.restore(&ids[1], &second).unwrap();
+        drop(first);
+        assert!(in_memory(&graphs.read(&ids[1]).unwrap()), "there is room again");
+
+        fs::write(graphs.path(&ids[1]), r#"{"1": {"class_type": "Another", "inputs": {}}}"#).unwrap();
+        let changed = graphs.load_kept(&ids[1], &second).await.unwrap_err().to_string();
+        assert!(changed.ends_with("can't be read: somebody else has changed it"), "{changed}");
+        let told = |what| format!("{} {what} by somebody else", graphs.path(&ids[1]).display());
+        assert_eq!(graphs.restore(&ids[1], &second).unwrap_err().to_string(), told("was replaced or changed"));
+        fs::remove_file(graphs.path(&ids[1])).unwrap();
+        assert_eq!(graphs.restore(&ids[1], &second).unwrap_err().to_string(), told("was removed"));
+    }
 }

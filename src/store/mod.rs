@@ -200,14 +200,15 @@ impl Store {
         self.shared.map.read().workflows.get(id).map(|entry| entry.state.clone())
     }
 
-    /// What the file of a workflow held when it was accepted, or the graph that was settled since. That of an active one comes from memory.
+    /// What the file of a workflow held when it was accepted, or the graph that was settled since. That of an active one
+    /// comes from memory, if there was room for it.
     ///
     /// # Errors
-    /// When its file is gone or broken.
+    /// When its file is gone, broken, or, of an active one, changed by somebody else.
     pub async fn source(&self, id: &WorkflowId) -> Result<Source, StoreError> {
         let kept = self.shared.map.read().workflows.get(id).and_then(|entry| entry.graph.clone());
         match kept {
-            Some(kept) => Graphs::parse_kept(id, &kept),
+            Some(kept) => self.shared.graphs.load_kept(id, &kept).await,
             None => self.shared.graphs.load(id).await,
         }
     }

@@ -13,6 +13,12 @@ use crate::json::parse_lenient;
 /// The rank of what feeds no output over one node or none.
 const FAR: u8 = 3;
 
+/// More nodes than this nobody draws; what is known of each is kept and shown.
+const MAX_NODES: usize = 20_000;
+
+/// Ids and class types are names.
+const MAX_NAME_BYTES: usize = 1024;
+
 /// Why a file is not a graph that `/prompt` could take. Each reads well after the file's name.
 #[derive(Debug, Error)]
 pub enum GraphError {
@@ -25,6 +31,12 @@ pub enum GraphError {
     /// JSON, but of another kind.
     #[error("is not a workflow graph: {0}")]
     NotAGraph(String),
+    /// More nodes than are taken.
+    #[error("is too large: more than {MAX_NODES} nodes")]
+    TooManyNodes,
+    /// An id or a class type that is none.
+    #[error("has a node whose id or class_type is longer than {MAX_NAME_BYTES} bytes")]
+    LongName,
 }
 
 /// A non-empty graph whose every node has a class type. Nodes keep the author's order and every field they came with.
@@ -76,6 +88,19 @@ impl Graph {
             .map(|(id, node)| Ok((NodeId::from(id.as_str()), Node::from_value(&id, node)?)))
             .collect::<Result<_, GraphError>>()?;
         Ok(Self { nodes })
+    }
+
+    /// Whether what is kept of its nodes, beside the graph itself, stays within bounds.
+    ///
+    /// # Errors
+    /// Says what there is too much of.
+    pub fn check_bounds(&self) -> Result<(), GraphError> {
+        let long = |text: &str| text.len() > MAX_NAME_BYTES;
+        if self.nodes.len() > MAX_NODES {
+            return Err(GraphError::TooManyNodes);
+        }
+        let has_long = self.nodes.iter().any(|(id, node)| long(id.as_str()) || long(&node.class_type));
+        if has_long { Err(GraphError::LongName) } else { Ok(()) }
     }
 
     /// The graph as `/prompt` takes it.
@@ -326,6 +351,23 @@ mod tests {
             refusal(r#"{"1": {"class_type": "A", "inputs": []}}"#),
             "is not a workflow graph: the inputs of node 1 are not an object"
         );
+    }
+
+    #[test]
+    fn what_would_be_kept_without_end_is_not_taken() {
+        let of = |count: usize, id: &str| {
+            let node = |n: usize| (format!("{id}{n}"), serde_json::json!({ "class_type": "A" }));
+            Graph::from_object((0..count).map(node).collect())
+                .unwrap()
+                .check_bounds()
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(of(MAX_NODES, ""), Ok(()));
+        assert_eq!(of(MAX_NODES + 1, ""), Err("is too large: more than 20000 nodes".to_owned()));
+        let long = Err("has a node whose id or class_type is longer than 1024 bytes".to_owned());
+        assert_eq!(of(1, &"x".repeat(1024)), long);
+        let class = graph(&format!(r#"{{"1": {{"class_type": "{}"}}}}"#, "x".repeat(1025)));
+        assert_eq!(class.check_bounds().map_err(|error| error.to_string()), long);
     }
 
     #[test]

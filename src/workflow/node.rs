@@ -21,6 +21,9 @@ pub enum NodeStatus {
     Failed,
 }
 
+/// Longest title that is kept, in characters; it is shown beside a bar.
+const TITLE_CHARS: usize = 200;
+
 /// One node of a workflow as readers see it. It only goes forward: pending, executing, then executed or failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeState {
@@ -44,7 +47,7 @@ impl NodeState {
         Self {
             id,
             class_type: class_type.to_owned(),
-            title: title.map(str::to_owned),
+            title: title.map(|title| title.chars().take(TITLE_CHARS).collect()),
             status: NodeStatus::Pending,
             progress: 0.0,
             message: None,

@@ -101,6 +101,39 @@ async fn a_full_box_holds_up_its_own_workflows_in_their_order_and_no_other_box()
 }
 
 #[tokio::test]
+async fn an_alias_is_no_way_around_the_limit_of_a_box_also_after_a_restart() {
+    let mut stage = Stage::with_settings(&[ONE_PER_BOX]).await;
+    fs::create_dir_all(stage.service.folder().join(".ssh")).unwrap();
+    let config = "Host one two\nHostName 127.0.0.1\n";
+    fs::write(stage.service.folder().join(".ssh/config"), config).unwrap();
+    let plain = stage.sandbox.ssh_connection();
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let mut ids = stage.accept(1).await;
+    hold.reached().await;
+    for connection in [
+        plain.replace("@127.0.0.1", "@one"),
+        plain.replace("@127.0.0.1", "@two"),
+        plain.replace("ssh ", "ssh -o HostName=127.0.0.1 ").replace("@127.0.0.1", "@three"),
+        plain.replace("@127.0.0.1", "@127.1"),
+    ] {
+        let mut request = stage.quick();
+        request["ssh_connection"] = json!(connection);
+        ids.push(stage.service.client().accepted(&request).await);
+    }
+    for restarted in [false, true] {
+        if restarted {
+            stage.service.kill();
+            stage.service.launch();
+        }
+        for (index, id) in ids.iter().enumerate().skip(1) {
+            stage.assert_positions(&[(id, json!(index))]).await;
+        }
+    }
+    hold.release();
+    stage.complete_in_order(&ids).await;
+}
+
+#[tokio::test]
 async fn the_overall_limit_counts_every_box_and_a_cancel_in_line_reaches_out_to_none() {
     let stage = Stage::with_settings(&[("limits.max_running", 1.into())]).await;
     let client = stage.service.client();

@@ -224,3 +224,38 @@ async fn a_client_that_never_reads_its_answers_is_let_go() {
     ended.expect("an end of the answers").ok();
     assert_eq!(service.client().get("/health").await.0, 200);
 }
+
+#[tokio::test]
+async fn huge_workflows_in_line_are_on_disk_rather_than_in_memory() {
+    // Beyond what glibc keeps for later when it is given back.
+    const EACH: usize = 40 << 20;
+    let mut stage = Stage::with_settings(&[("limits.max_running", 1.into())]).await;
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let first = stage.start(&graphs::slow(&tag(), 1, 1)).await;
+    hold.reached().await;
+    let before = stage.service.memory("VmRSS");
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let mut graph = graphs::slow(&tag(), 1, 1);
+        graph["1"]["inputs"]["note"] = "x".repeat(EACH).into();
+        // Only what is shown is kept of it.
+        graph["2"]["_meta"] = json!({"title": "y".repeat(1 << 20)});
+        ids.push(stage.start(&graph).await);
+    }
+    for restarted in [false, true] {
+        if restarted {
+            stage.service.kill();
+            stage.service.launch();
+        }
+        let more = stage.service.memory("VmRSS").saturating_sub(before);
+        assert!(more < EACH as u64 * 2, "{} MiB for four of {} MiB", more >> 20, EACH >> 20);
+    }
+    assert!(std::fs::metadata(stage.service.state_file()).unwrap().len() < 1 << 20);
+    for id in &ids[2..] {
+        stage.service.client().cancel(id).await;
+    }
+    hold.release();
+    for id in [&first, &ids[0], &ids[1]] {
+        stage.completed(id).await;
+    }
+}

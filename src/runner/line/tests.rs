@@ -64,7 +64,7 @@ fn caller() -> Option<Caller> {
 }
 
 fn take(line: &Line, seats: &mut Vec<Seat>, step: &Step) {
-    let name = |index: &usize| BoxName::of(BOXES[*index]);
+    let name = |index: &usize| BoxName::unresolved(BOXES[*index]);
     let most_of_one = line.limits.max_active_per_caller.map_or(usize::MAX, NonZeroUsize::get);
     match step {
         Step::Reserve(index) => {
@@ -138,7 +138,7 @@ proptest! {
 async fn a_turn_resolves_when_the_place_before_it_is_free() {
     let limits = Limits { max_running: 1, max_running_per_box: 1, max_waiting: 2, max_active_per_caller: None };
     let line = Line::new(limits);
-    let (first, second) = (line.line_up(BoxName::of("a"), None), line.line_up(BoxName::of("b"), None));
+    let (first, second) = (line.line_up(BoxName::unresolved("a"), None), line.line_up(BoxName::unresolved("b"), None));
     first.turn().await;
     {
         let turn = second.turn();
@@ -149,14 +149,6 @@ async fn a_turn_resolves_when_the_place_before_it_is_free() {
     second.turn().await;
     // Asked again, it still says so.
     second.turn().await;
-}
-
-#[test]
-fn a_box_goes_by_host_and_port() {
-    let name = BoxName::of;
-    assert_eq!(name("ssh -p 22 root@GPU.example -i key"), name("me@gpu.example"));
-    assert_ne!(name("ssh -p 23 root@gpu.example"), name("root@gpu.example"));
-    assert_ne!(name("`what`"), name("`else`"));
 }
 
 #[test]

@@ -28,21 +28,24 @@ async fn hosts_that_are_not_allowed_are_refused_after_aliases_and_at_every_jump(
     let config = "Host inside.good.net\nHostName 127.0.0.1\nUser u\nHost far.good.net\nProxyJump u@evil.net\n";
     fs::write(service.folder().join(".ssh/config"), config).unwrap();
     for (connection, destination) in [
-        ("ssh u@evil.net", "u@evil.net:22"),
-        ("ssh u@box.good.net.evil.net", "u@box.good.net.evil.net:22"),
-        ("ssh u@bad.good.net", "u@bad.good.net:22"),
-        ("ssh inside.good.net", "u@127.0.0.1:22"),
-        ("ssh -o HostName=evil.net u@box.good.net", "u@evil.net:22"),
+        ("ssh u@evil.net", "u@evil.net"),
+        ("ssh u@box.good.net.evil.net", "u@box.good.net.evil.net"),
+        ("ssh u@bad.good.net", "u@bad.good.net"),
+        ("ssh -o HostName=evil.net u@box.good.net", "u@evil.net"),
         ("ssh -p 2222 root@10.0.0.1", "root@10.0.0.1:2222"),
-        ("ssh other@10.0.0.1", "other@10.0.0.1:22"),
-        ("ssh -J u@evil.net u@box.good.net", "u@evil.net:22"),
-        ("ssh -J u@box.good.net,u@evil.net u@other.good.net", "u@evil.net:22"),
-        ("ssh u@far.good.net", "u@evil.net:22"),
+        ("ssh other@10.0.0.1", "other@10.0.0.1"),
+        ("ssh -J u@evil.net:23 u@box.good.net", "u@evil.net:23"),
+        ("ssh -J u@box.good.net,u@evil.net u@other.good.net", "u@evil.net"),
+        // Where an alias leads, and by which way, is the operator's own.
+        ("ssh inside.good.net", "inside.good.net"),
+        ("ssh u@far.good.net", "u@far.good.net"),
+        ("ssh -J inside.good.net u@box.good.net", "inside.good.net"),
+        ("ssh -J far.good.net u@box.good.net", "far.good.net"),
     ] {
         let request = json!({"ssh_connection": connection, "workflow_file": "/nowhere.json"});
         let refused = refusal(&service, &request).await;
         let expected =
-            format!("Field ssh_connection: {destination} is not among the hosts that [ssh] allowed_hosts allows");
+            format!("Field ssh_connection: {destination} does not lead to a host that [ssh] allowed_hosts allows");
         assert_eq!(refused, expected, "{connection}");
     }
     let request = json!({"ssh_connection": "ssh u@BOX.good.net", "workflow_file": "/nowhere.json"});
@@ -58,7 +61,7 @@ async fn a_box_that_is_no_longer_allowed_is_not_reached_after_a_restart() {
     stage.service.kill();
     stage.service.configure(&[("ssh.allowed_hosts", patterns(&["*.good.net"]))]);
     stage.service.launch();
-    let said = "is not among the hosts that [ssh] allowed_hosts allows";
+    let said = "does not lead to a host that [ssh] allowed_hosts allows";
     let client = stage.service.client();
     client
         .wait_for(&id, "the refusal to show", PATIENCE, |progress| {

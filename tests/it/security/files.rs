@@ -79,6 +79,16 @@ async fn files_that_a_connection_string_names_are_confined_too() {
         assert_eq!(confined.refusal(&request).await, expected);
     }
     assert!(!outside.join("known_hosts").exists());
+    // Tokens stand for what `~/.ssh/config` says of an alias, which is not the caller's to know.
+    let ssh_folder = confined.stage.service.folder().join(".ssh");
+    fs::create_dir_all(&ssh_folder).unwrap();
+    fs::write(ssh_folder.join("config"), "Host alias\nHostName 127.0.0.77\nUser somebody\n").unwrap();
+    for option in ["-i", "-o UserKnownHostsFile="] {
+        let file = outside.join("%h-%r");
+        request["ssh_connection"] = format!("ssh {option}{} alias", text(&file)).into();
+        let refused = confined.refusal(&request).await;
+        assert!(refused.starts_with(&format!("Field ssh_connection: {} does not lie", file.display())), "{refused}");
+    }
 }
 
 #[tokio::test]
