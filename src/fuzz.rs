@@ -14,6 +14,7 @@ pub const TARGETS: &[Target] = &[
     ("workflow_file", crate::workflow::fuzz::workflow_file),
     ("conversion", crate::convert::fuzz::conversion),
     ("carrier", crate::convert::fuzz::carrier),
+    ("preflight", crate::preflight::fuzz::look),
     ("output_name", crate::runner::fuzz::output_name),
     ("state_file", crate::store::fuzz::state_file),
 ];

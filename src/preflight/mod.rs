@@ -10,6 +10,8 @@
 //! Pure: what is on the box is an argument, and what has to be looked up there is part of the answer.
 
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inputs;
 mod near;
 mod python;

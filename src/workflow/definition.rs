@@ -48,6 +48,11 @@ impl NodeDefinitions {
         }
     }
 
+    /// Takes in what another list has.
+    pub fn extend(&mut self, other: Self) {
+        self.classes.extend(other.classes);
+    }
+
     /// The definition of a class.
     pub fn class(&self, name: &str) -> Option<&NodeDefinition> {
         self.classes.get(name)

@@ -11,7 +11,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("workflow", &["json", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("cli", &[], &["axum", "russh"]),
     ("convert", &["workflow", "json", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
-    ("preflight", &["workflow", "text"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
+    ("preflight", &["workflow", "text", "json"], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("files", &[], &["tokio", "tracing", "axum", "reqwest", "russh"]),
     ("home", &[], &["tokio", "tracing"]),
     ("json", &[], &["tokio", "tracing"]),
@@ -30,7 +30,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
     ("app", &["config", "ssh", "store", "runner", "http"], &["russh", "reqwest"]),
     ("demo", &["app", "config", "sandbox", "telemetry"], &["russh", "axum"]),
     ("sandbox", &[], &["reqwest"]),
-    ("fuzz", &["workflow", "convert", "ssh", "comfy", "store", "runner"], &["tokio"]),
+    ("fuzz", &["workflow", "convert", "ssh", "comfy", "store", "runner", "preflight"], &["tokio"]),
 ];
 
 #[test]
