@@ -12,7 +12,7 @@ use super::{
 use crate::{
     convert::{self, Conversion, ConvertError},
     workflow::{
-        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Severity, Source,
+        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, NodeDefinitions, Severity, Source,
         edits::{Place, Seed},
         finding::Several,
     },
@@ -21,20 +21,19 @@ use crate::{
 impl Execution {
     /// The graph to submit. What came in UI format is converted for this box, and what the user wants changed is changed,
     /// once; that graph is kept in the source's place.
-    pub(super) async fn graph(&self, link: &Link) -> Result<Graph, StepError> {
+    /// With it comes what of the box is known by now.
+    pub(super) async fn graph(&self, link: &Link) -> Result<(Graph, NodeDefinitions), StepError> {
         let source = self.store.source(&self.id).await?;
-        let graph = if source.is_settled() {
-            settle(link, source, &self.conversion_options()?).await?.graph
-        } else {
-            let Settled { graph, findings } = settle(link, source, &self.conversion_options()?).await?;
+        let was_settled = source.is_settled();
+        let Settled { graph, known, findings } = settle(link, source, &self.conversion_options()?).await?;
+        if !was_settled {
             self.store.settle_graph(&self.id, graph.clone()).await?;
             findings.iter().for_each(|finding| self.warn(finding.to_string()));
-            graph
-        };
+        }
         if self.state()?.nodes.is_empty() {
             self.apply(Event::Converted(Box::new(graph.clone())));
         }
-        Ok(graph)
+        Ok((graph, known))
     }
 
     fn conversion_options(&self) -> Result<convert::Options, StepError> {
@@ -52,16 +51,18 @@ pub(super) fn conversion_options(at: DateTime<Utc>, name: &str) -> convert::Opti
 #[derive(Debug)]
 pub(super) struct Settled {
     pub(super) graph: Graph,
+    /// The definitions that were needed for it.
+    pub(super) known: NodeDefinitions,
     /// What its author should know; warnings only.
     pub(super) findings: Vec<Finding>,
 }
 
 /// Converts a source for the box at the end of the link, and changes what is to be changed.
 pub(super) async fn settle(link: &Link, source: Source, options: &convert::Options) -> Result<Settled, StepError> {
-    let (mut graph, seeds, findings) = match source.document {
+    let (mut settled, seeds) = match source.document {
         Document::Graph(graph) => {
             let seeds = if source.edits.randomize_seeds { graph.seeds() } else { Vec::new() };
-            (graph, seeds, Vec::new())
+            (Settled { graph, known: NodeDefinitions::default(), findings: Vec::new() }, seeds)
         }
         Document::Ui(document) => convert_for(link, document, *options).await?,
     };
@@ -69,14 +70,15 @@ pub(super) async fn settle(link: &Link, source: Source, options: &convert::Optio
         let finding = Finding::of_all(Severity::Error, FindingCode::UnknownParameter, message.clone());
         StepError::Fatal(refusal(message, vec![finding]))
     };
-    check_places(link, &source.edits, &graph).await?;
+    check_places(link, &source.edits, &settled).await?;
     // Of such an id the lower half is random but for its first bits.
-    source.edits.apply(&mut graph, &seeds, || uuid::Uuid::new_v4().as_u64_pair().1).map_err(refused)?;
-    Ok(Settled { graph, findings })
+    source.edits.apply(&mut settled.graph, &seeds, || uuid::Uuid::new_v4().as_u64_pair().1).map_err(refused)?;
+    Ok(settled)
 }
 
 /// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it.
-async fn check_places(link: &Link, edits: &Edits, graph: &Graph) -> Result<(), StepError> {
+async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<(), StepError> {
+    let graph = &settled.graph;
     let places = edits.places(graph).unwrap_or_default();
     let lacks = |place: &Place| {
         let node = graph.node(&place.node)?;
@@ -88,7 +90,7 @@ async fn check_places(link: &Link, edits: &Edits, graph: &Graph) -> Result<(), S
         return Ok(());
     }
     let classes = new.iter().map(|(_, node)| node.class_type().to_owned()).collect();
-    let known = BoxFacts::ask(link, &classes).await?;
+    let known = BoxFacts::ask(link, &classes, settled.known.clone()).await?;
     let mut findings = Vec::new();
     for (place, node) in new {
         let definition = known.definitions.as_ref().and_then(|known| known.class(node.class_type()));
@@ -112,10 +114,10 @@ async fn convert_for(
     link: &Link,
     document: Value,
     options: convert::Options,
-) -> Result<(Graph, Vec<Seed>, Vec<Finding>), StepError> {
-    let definitions = link.client.definitions(&convert::classes(&document)).await?;
-    let work = move || convert::convert(&document, &definitions, &options);
-    let converted = tokio::task::spawn_blocking(work).await.map_err(|error| {
+) -> Result<(Settled, Vec<Seed>), StepError> {
+    let known = link.client.definitions(&convert::classes(&document)).await?;
+    let work = move || (convert::convert(&document, &known, &options), known);
+    let (converted, known) = tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a conversion ended early");
         StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
     })?;
@@ -125,7 +127,7 @@ async fn convert_for(
             let graph = Graph::from_document(prompt)
                 .and_then(|graph| graph.check_bounds().map(|()| graph))
                 .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, broken(error)))?;
-            Ok((graph, seeds, findings))
+            Ok((Settled { graph, known, findings }, seeds))
         }
         Err(ConvertError::Refused(mut findings)) => {
             suggest_classes(link, &mut findings).await?;

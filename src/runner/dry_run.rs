@@ -178,8 +178,8 @@ async fn look(link: &Link, admitted: Admitted, options: &Options) -> Result<DryR
         warnings,
     };
     match settle(link, source, &conversion_options(Utc::now(), &request.workflow_name)).await {
-        Ok(Settled { graph, findings }) => {
-            let known = BoxFacts::ask(link, &graph.classes()).await?;
+        Ok(Settled { graph, known, findings }) => {
+            let known = BoxFacts::ask(link, &graph.classes(), known).await?;
             plan.findings = findings;
             plan.findings.extend(known.look_at(link, &graph, names(&request.input_images)).await?);
             plan.nodes = known.order(&graph).into_iter().filter_map(|id| planned(id, &graph)).collect();
@@ -271,13 +271,14 @@ pub(super) async fn convert(
         return Ok(Converted { workflow_format, prompt: graph.to_value(), findings: Vec::new() });
     }
     let prepared = conversion_options(Utc::now(), &uuid::Uuid::new_v4().to_string());
-    let Settled { graph, findings } = match (request.ssh_connection, request.object_info_file) {
+    let (graph, findings) = match (request.ssh_connection, request.object_info_file) {
         (_, Some(path)) => convert_with_file(document, path, prepared, options).await?,
         (Some(ssh_connection), None) => {
             let (target, _) = check_target(&ssh_connection, pool).map_err(ExecuteError::Rejected)?;
             let port = request.comfyui_port.unwrap_or(options.defaults.comfyui_port);
             let link = reach(pool, &target, port).await?;
-            in_time(settle(&link, Source::from(document), &prepared)).await?
+            let settled = in_time(settle(&link, Source::from(document), &prepared)).await?;
+            (settled.graph, settled.findings)
         }
         (None, None) => {
             let message = "A workflow in UI format needs ssh_connection or object_info_file to be converted";
@@ -292,7 +293,7 @@ async fn convert_with_file(
     path: String,
     prepared: conversion::Options,
     options: &Options,
-) -> Result<Settled, ExecuteError> {
+) -> Result<(Graph, Vec<Finding>), ExecuteError> {
     let rules = Arc::new(options.files.clone());
     let work = move || {
         let Document::Ui(document) = document else { return Err("is converted already".to_owned()) };
@@ -310,5 +311,5 @@ async fn convert_with_file(
     let converted = converted.map_err(refused)?;
     let graph = Graph::from_document(converted.prompt)
         .map_err(|error| ExecuteError::Rejected(format!("The converted workflow {error}")))?;
-    Ok(Settled { graph, findings: converted.findings })
+    Ok((graph, converted.findings))
 }

@@ -36,8 +36,8 @@ use crate::{
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
     workflow::{
-        ErrorCode, Event, Failure, Graph, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId,
-        WorkflowState,
+        ErrorCode, Event, Failure, Graph, NodeDefinitions, Phase, PromptId, Request, Secrets, Source, Submission,
+        WorkflowId, WorkflowState,
     },
 };
 
@@ -186,8 +186,8 @@ impl Execution {
             if state.phase() != Some(Phase::Downloading) {
                 let mut ear = None;
                 if state.submission == Submission::None {
-                    let graph = self.graph(link).await?;
-                    let known = self.plan(link, &graph).await?;
+                    let (graph, known) = self.graph(link).await?;
+                    let known = self.plan(link, &graph, known).await?;
                     self.preflight(link, &graph, &known).await?;
                     self.report_beginning(Ok(()));
                     self.check_room(link).await?;
@@ -330,8 +330,8 @@ impl Execution {
     }
 
     /// Learns the box's node definitions and cuts the nodes to those that will run.
-    async fn plan(&self, link: &Link, graph: &Graph) -> Result<BoxFacts, StepError> {
-        let known = BoxFacts::ask(link, &graph.classes()).await?;
+    async fn plan(&self, link: &Link, graph: &Graph, known: NodeDefinitions) -> Result<BoxFacts, StepError> {
+        let known = BoxFacts::ask(link, &graph.classes(), known).await?;
         if known.definitions.is_some() {
             let outputs = known.outputs(graph).cloned().collect();
             self.apply(Event::Planned { order: known.order(graph), outputs });

@@ -33,10 +33,18 @@ pub(super) struct BoxFacts {
 }
 
 impl BoxFacts {
-    /// Asks for the definitions of a graph's classes.
-    pub(super) async fn ask(link: &Link, classes: &BTreeSet<String>) -> Result<Self, StepError> {
-        match link.client.definitions(classes).await {
-            Ok(definitions) => Ok(Self { definitions: Some(Arc::new(definitions)), untold: None }),
+    /// Asks for the definitions of a graph's classes, but for those that are known already.
+    pub(super) async fn ask(
+        link: &Link,
+        classes: &BTreeSet<String>,
+        mut known: NodeDefinitions,
+    ) -> Result<Self, StepError> {
+        let unknown = classes.iter().filter(|class| known.class(class).is_none()).cloned().collect();
+        match link.client.definitions(&unknown).await {
+            Ok(definitions) => {
+                known.extend(definitions);
+                Ok(Self { definitions: Some(Arc::new(known)), untold: None })
+            }
             Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => Err(error.into()),
             Err(error) => {
                 let message = format!("the box's node definitions could not be read: {error}");

@@ -133,6 +133,8 @@ async fn json_that_only_looks_odd_is_read() {
         });
     let ended = siege.run(impostor.serve().await).await;
     assert_eq!(ended["status"], "completed", "{ended:#}");
+    // A box that does not tell what it has is believed when it takes the prompt.
+    assert!(ended["warnings"].to_string().contains("node definitions could not be read"), "{ended:#}");
     siege.assert_held(&[PICTURE]);
 }
 
