@@ -110,7 +110,7 @@ async fn a_key_that_nobody_checks_is_told_in_the_log() {
     let id = service.client().accepted(&far.request(service.folder(), &slow(&tag(), 1, 1))).await;
     service.client().wait_for_status(&id, "completed", PATIENCE).await;
     let port = far.sshd.as_ref().unwrap().port();
-    assert!(service.log().contains(&format!("the host key of 127.0.0.1:{port} was not checked")));
+    service.says(&format!("the host key of 127.0.0.1:{port} was not checked")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
