@@ -168,7 +168,7 @@ impl<'r> Walk<'r> {
     }
 
     fn follow(&mut self, name: &OsStr) -> Result<(), PathError> {
-        self.links = self.links.checked_sub(1).ok_or(Errno::LOOP)?;
+        self.links = self.links.checked_sub(1).ok_or_else(|| self.failed(Errno::LOOP))?;
         let target = fs::readlinkat(self.here(), name, Vec::new()).map_err(|error| self.failed(error))?;
         self.prepend(Path::new(&OsString::from_vec(target.into_bytes())));
         Ok(())
@@ -183,7 +183,9 @@ impl<'r> Walk<'r> {
         if owner == 0 || owner == rustix::process::geteuid().as_raw() {
             return Ok(());
         }
-        Err(PathError::Foreign { path: self.at.join(name) })
+        let path = self.at.join(name);
+        self.check(&path)?;
+        Err(PathError::Foreign { path })
     }
 
     fn check(&self, path: &Path) -> Result<(), PathError> {

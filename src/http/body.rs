@@ -9,9 +9,11 @@ use axum::{
 };
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::error::ApiError;
+use super::{
+    body_room::{GivesWay, Room, Share},
+    error::ApiError,
+};
 use crate::{
     runner::{ConvertRequest, ExecuteRequest, WorkflowGiven},
     workflow::Edits,
@@ -21,11 +23,11 @@ use crate::{
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A body up to this size is nothing to be careful about.
-const SMALL_BYTES: u64 = 16 << 10;
+const SMALL_BYTES: usize = 16 << 10;
 
-/// Larger bodies share this much, in KiB, from their first byte until they are understood (which takes up to thirty
-/// times as much), however many callers there are.
-const LARGE_BODIES_KIB: u32 = 16 << 10;
+/// Larger bodies share this much, as they come, until they are understood (which takes up to thirty times as much),
+/// however many callers there are.
+const LARGE_BODIES_BYTES: usize = 16 << 20;
 
 /// Texts are paths, names and a command line; what is accepted is kept, and written with every change.
 const MAX_TEXT_BYTES: usize = 4096;
@@ -33,7 +35,7 @@ const MAX_TEXT_BYTES: usize = 4096;
 /// Input images of one request.
 const MAX_LISTED: usize = 256;
 
-static LARGE_BODIES: Semaphore = Semaphore::const_new(LARGE_BODIES_KIB as usize);
+static LARGE_BODIES: Room = Room::new(LARGE_BODIES_BYTES);
 
 /// The caller's own name for its request, if it gives one.
 ///
@@ -62,12 +64,12 @@ pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Ma
         let message = format!("The request body is larger than {max_bytes} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
     };
-    let length = declared_length(&request).unwrap_or(max_bytes as u64);
-    if length > max_bytes as u64 {
+    if declared_length(&request).is_some_and(|length| length > max_bytes as u64) {
         return Err(too_big());
     }
-    let _share = share(length).await?;
-    let body = read(request.into_body(), max_bytes).await?.ok_or_else(too_big)?;
+    let share = LARGE_BODIES.enter();
+    let body = read(request.into_body(), max_bytes, &share).await?.ok_or_else(too_big)?;
+    share.is_whole();
     match serde_json::from_slice(&body) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(ApiError::bad_request("The request body must be a JSON object")),
@@ -75,35 +77,37 @@ pub(super) async fn read_object(request: Request, max_bytes: usize) -> Result<Ma
     }
 }
 
-/// The memory for a large body, once there is enough of it.
-async fn share(bytes: u64) -> Result<Option<SemaphorePermit<'static>>, ApiError> {
-    if bytes <= SMALL_BYTES {
-        return Ok(None);
-    }
-    let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX).min(LARGE_BODIES_KIB);
-    match tokio::time::timeout(READ_TIMEOUT, LARGE_BODIES.acquire_many(kib)).await {
-        Ok(share) => Ok(share.ok()),
-        Err(_) => Err(ApiError::unavailable("Too many large requests are being read; try again later")),
-    }
-}
-
 /// `None` when there is more than `max_bytes`.
-async fn read(body: Body, max_bytes: usize) -> Result<Option<Vec<u8>>, ApiError> {
+async fn read(body: Body, max_bytes: usize, share: &Share<'_>) -> Result<Option<Vec<u8>>, ApiError> {
     let mut chunks = body.into_data_stream();
     let mut content = Vec::new();
     let collect = async {
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|_| ApiError::bad_request("The request body ended early"))?;
-            if content.len() + chunk.len() > max_bytes {
+            let length = content.len() + chunk.len();
+            if length > max_bytes {
                 return Ok(false);
+            }
+            if length > SMALL_BYTES {
+                share.hold(length).await.map_err(crowded)?;
             }
             content.extend_from_slice(&chunk);
         }
-        Ok::<_, ApiError>(true)
+        Ok(true)
+    };
+    let collect = async {
+        tokio::select! {
+            complete = collect => complete,
+            gives_way = share.given_up() => Err(crowded(gives_way)),
+        }
     };
     let timed_out = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time");
     let complete = tokio::time::timeout(READ_TIMEOUT, collect).await.map_err(timed_out)??;
     Ok(complete.then_some(content))
+}
+
+fn crowded(_: GivesWay) -> ApiError {
+    ApiError::unavailable("Too many large requests are being read; try again later")
 }
 
 fn is_json(request: &Request) -> bool {

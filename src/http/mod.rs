@@ -5,6 +5,7 @@
 //! have types of their own (`view`): the API is the user's contract, the state file is ours.
 
 mod body;
+mod body_room;
 mod cors;
 mod door;
 mod error;

@@ -138,6 +138,8 @@ impl Execution {
     }
 
     async fn story(&self) -> Result<(), Failure> {
+        // The box is the same one throughout.
+        let _hold = self.pool.hold(&self.target()?).await;
         let mut link = self.connect().await?;
         let mut patience = Patience::new();
         loop {

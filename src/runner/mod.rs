@@ -203,8 +203,8 @@ impl Runner {
     /// Checks a request, puts it on record and starts it, or lines it up. Waits a moment for the tunnel of one that
     /// starts, so that a wrong connection string is answered at once. `warnings` are added to the workflow's own.
     ///
-    /// With a `key`, the caller's own name for the request, the same request is carried out once however often it
-    /// comes, also across restarts: a repeat gets the first one's answer, and waits for it if need be.
+    /// With a `key`, the caller's own name for the request, the same request of the same caller is carried out once
+    /// however often it comes, also across restarts: a repeat gets the first one's answer, and waits for it if need be.
     ///
     /// # Errors
     /// When a check fails, too many are waiting, or the workflow could not be put on record; then nothing of it stays.
@@ -217,8 +217,8 @@ impl Runner {
     ) -> Result<Started, ExecuteError> {
         let Some(key) = key else { return self.execute_new(request, caller, warnings, None).await };
         let fingerprint = request.fingerprint();
-        let turn = self.inner.turns.take(&key).await;
-        if let Some(known) = self.inner.store.by_idempotency_key(&key) {
+        let turn = self.inner.turns.take(&format!("{caller:?} {key}")).await;
+        if let Some(known) = self.inner.store.by_idempotency_key(&caller, &key) {
             return repeated(&known, &fingerprint);
         }
         let idempotency = Idempotency { key, fingerprint, tunnel_error: None };

@@ -24,6 +24,7 @@ use super::{
     known_hosts::{self, Record},
     named_file::NamedFile,
     peer::{self, Peer, Shared},
+    pin::Pin,
     route::{Endpoint, Route},
     sftp::SftpChannels,
     wire::Wire,
@@ -73,11 +74,11 @@ pub(super) enum OpenError {
 
 impl Connection {
     /// Connects along the route. One attempt.
-    pub(super) async fn open(route: &Route, keys: &Arc<KeyRing>) -> Result<Self, SshError> {
+    pub(super) async fn open(route: &Route, keys: &Arc<KeyRing>, pins: &[Arc<Pin>]) -> Result<Self, SshError> {
         let mut via: Option<Arc<Self>> = None;
-        let mut hops = route.hops.iter().peekable();
-        while let Some(hop) = hops.next() {
-            let opened = Self::hop(hop, via.take(), keys).await;
+        let mut hops = route.hops.iter().zip(pins).peekable();
+        while let Some((hop, pin)) = hops.next() {
+            let opened = Self::hop(hop, via.take(), keys, pin).await;
             if hops.peek().is_none() {
                 return opened;
             }
@@ -87,7 +88,12 @@ impl Connection {
         Err(SshError::Config { message: "the route to the box is empty".to_owned() })
     }
 
-    async fn hop(endpoint: &Endpoint, via: Option<Arc<Self>>, keys: &Arc<KeyRing>) -> Result<Self, SshError> {
+    async fn hop(
+        endpoint: &Endpoint,
+        via: Option<Arc<Self>>,
+        keys: &Arc<KeyRing>,
+        pin: &Arc<Pin>,
+    ) -> Result<Self, SshError> {
         let deadline = Instant::now() + endpoint.connect_timeout;
         let late = |what| SshError::TimedOut { address: endpoint.address(), what, after: endpoint.connect_timeout };
         let record = recorded(endpoint).await?;
@@ -101,8 +107,8 @@ impl Connection {
             None => Wire::dial(endpoint, deadline, &cut).await?,
             Some(via) => Wire::through(via.onward(endpoint, deadline).await?, &cut),
         };
-        let config = Arc::new(peer::config(endpoint, &record));
-        let peer = Peer::new(endpoint.clone(), record, Arc::clone(&shared), &gone);
+        let config = Arc::new(peer::config(endpoint, &record, pin));
+        let peer = Peer::new(endpoint.clone(), record, Arc::clone(pin), Arc::clone(&shared), &gone);
         let mut handle = match timeout_at(deadline, client::connect_stream(config, wire, peer)).await {
             Ok(Ok(handle)) => handle,
             Ok(Err(fault)) => return Err(fault.into_error(endpoint)),

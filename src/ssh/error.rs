@@ -62,6 +62,19 @@ pub enum SshError {
         /// Type and SHA-256 fingerprint of the key shown.
         new: String,
     },
+    /// The box shows another key than to the connections before, and none is on record.
+    #[error(
+        "the host key of {host} has changed: the connections before found {old}, the box shows {new}; if the box was really \
+         replaced, start the workflow again once this run has been over for two minutes"
+    )]
+    HostKeyExchanged {
+        /// The name under which the key would be on record, `host` or `[host]:port`.
+        host: String,
+        /// Type and SHA-256 fingerprint of the key shown first.
+        old: String,
+        /// Type and SHA-256 fingerprint of the key shown.
+        new: String,
+    },
     /// The box's key is not on record, and only known boxes are accepted.
     #[error(
         "the host key of {host} is not on record, and only known hosts are accepted; if {fingerprint} is the right one, \
@@ -234,6 +247,7 @@ impl SshError {
         match self {
             Self::AuthFailed { .. } => SshErrorKind::Auth,
             Self::HostKeyChanged { .. }
+            | Self::HostKeyExchanged { .. }
             | Self::HostKeyUnknown { .. }
             | Self::HostKeyRevoked { .. }
             | Self::KnownHosts { .. } => SshErrorKind::HostKey,
@@ -263,6 +277,7 @@ impl SshError {
             Self::Handshake { .. }
             | Self::AuthFailed { .. }
             | Self::HostKeyChanged { .. }
+            | Self::HostKeyExchanged { .. }
             | Self::HostKeyUnknown { .. }
             | Self::HostKeyRevoked { .. }
             | Self::KnownHosts { .. }

@@ -10,7 +10,7 @@
 //! ComfyUI, and commands on the box, but for a constant one that computes a checksum where the box allows it.
 //!
 //! Read in this order: `target`, `pool`, `session`, `tunnel`, `transfer`; below them `route` (what `~/.ssh/config` adds),
-//! `box_name` (which box that is), `connection` (one SSH connection), `auth`, `known_hosts`, `channel` and `checksum`.
+//! `box_name` (which box that is), `connection` (one SSH connection), `auth`, `known_hosts`, `pin`, `channel` and `checksum`.
 
 mod allowed_hosts;
 mod auth;
@@ -28,6 +28,7 @@ mod known_hosts;
 mod named_file;
 mod pattern;
 mod peer;
+mod pin;
 mod pool;
 mod quickack;
 mod route;
@@ -47,7 +48,7 @@ use std::{path::PathBuf, time::Duration};
 pub use allowed_hosts::AllowedHosts;
 pub use box_name::BoxName;
 pub use error::{SshError, SshErrorKind, Unreachable};
-pub use pool::Pool;
+pub use pool::{Hold, Pool};
 pub use session::Session;
 pub use target::{Target, TargetError};
 pub use transfer::{Stat, Transfer};

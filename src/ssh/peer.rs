@@ -23,6 +23,7 @@ use super::{
     HostKeyPolicy, SshError, Unreachable,
     connection::blocking,
     known_hosts::{self, Record, Verdict},
+    pin::Pin,
     route::Endpoint,
 };
 use crate::text::clip;
@@ -70,7 +71,9 @@ impl Shared {
 }
 
 /// What we offer and how we behave on a connection.
-pub(super) fn config(endpoint: &Endpoint, record: &Record) -> client::Config {
+pub(super) fn config(endpoint: &Endpoint, record: &Record, pin: &Pin) -> client::Config {
+    let mut known = record.algorithms();
+    known.extend(pin.key().map(|key| key.algorithm()));
     client::Config {
         window_size: 16 << 20,
         // More would be legal, and OpenSSH takes 256 KiB, but that was not measurably faster, and russh logs an error.
@@ -78,7 +81,7 @@ pub(super) fn config(endpoint: &Endpoint, record: &Record) -> client::Config {
         // Packets of up to 64 KiB: with these a channel takes up to 20 MiB while its reader stands still.
         channel_buffer_size: 256,
         preferred: Preferred {
-            key: Cow::Owned(host_key_algorithms(&record.algorithms())),
+            key: Cow::Owned(host_key_algorithms(&known)),
             cipher: Cow::Borrowed(&[
                 cipher::AES_128_GCM,
                 cipher::AES_256_GCM,
@@ -114,6 +117,7 @@ fn host_key_algorithms(recorded: &[Algorithm]) -> Vec<Algorithm> {
 pub(super) struct Peer {
     endpoint: Endpoint,
     record: Record,
+    pin: Arc<Pin>,
     shared: Arc<Shared>,
     _gone: DropGuard,
 }
@@ -264,8 +268,14 @@ fn describe(fault: &Fault) -> String {
 
 impl Peer {
     /// Dropping the peer, which russh does when the connection ends, cancels `gone`.
-    pub(super) fn new(endpoint: Endpoint, record: Record, shared: Arc<Shared>, gone: &CancellationToken) -> Self {
-        Self { endpoint, record, shared, _gone: gone.clone().drop_guard() }
+    pub(super) fn new(
+        endpoint: Endpoint,
+        record: Record,
+        pin: Arc<Pin>,
+        shared: Arc<Shared>,
+        gone: &CancellationToken,
+    ) -> Self {
+        Self { endpoint, record, pin, shared, _gone: gone.clone().drop_guard() }
     }
 
     /// Whether the policy lets this host key pass. One that is seen for the first time is put on record.
@@ -275,7 +285,7 @@ impl Peer {
                 let fingerprint = known_hosts::fingerprint(key);
                 let address = self.endpoint.address();
                 tracing::warn!("the host key of {address} was not checked, as its policy is off: {fingerprint}");
-                Ok(())
+                self.pin.judge(&self.record.name, key)
             }
             HostKeyPolicy::Strict => self.settle(self.record.judge(key), key),
             HostKeyPolicy::AcceptNew => match self.record.judge(key) {
@@ -304,9 +314,10 @@ impl Peer {
     }
 
     /// Records a key on first sight, unless another connection has recorded a different one meanwhile. That it cannot be
-    /// recorded is only a warning: this connection is as safe as a recorded one.
+    /// recorded is only a warning: this connection is as safe as a recorded one, and the next ones are held to its key.
     async fn remember(&self, key: &PublicKey) -> Result<(), SshError> {
-        let Some(file) = self.endpoint.known_hosts.first().cloned() else { return Ok(()) };
+        let host = &self.record.name;
+        let Some(file) = self.endpoint.known_hosts.first().cloned() else { return self.pin.judge(host, key) };
         let (named, name, new) = (file.clone(), self.record.name.clone(), key.clone());
         let file = file.path;
         let error = match blocking(move || known_hosts::remember(&named, &name, &new)).await {
@@ -319,8 +330,7 @@ impl Peer {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        let host = &self.record.name;
         self.shared.warn(format!("the host key of {host} could not be recorded in {}: {error}", file.display()));
-        Ok(())
+        self.pin.judge(host, key)
     }
 }

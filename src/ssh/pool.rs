@@ -25,6 +25,7 @@ use super::{
     BoxName, Options, Session, SshError, Target,
     connection::{Connection, blocking},
     keys::KeyRing,
+    pin::Pin,
     route::Route,
     socket_folder,
 };
@@ -58,6 +59,8 @@ pub(super) struct Shared {
 /// The connections along one route.
 pub(super) struct Slot {
     route: Route,
+    /// One for each hop.
+    pins: Vec<Arc<Pin>>,
     control: Line,
     transfer: Line,
     users: Mutex<Users>,
@@ -89,6 +92,11 @@ struct LineState {
     connection: Option<Arc<Connection>>,
     /// How the last dial failed and when, for those who waited for it.
     failure: Option<(Instant, SshError)>,
+}
+
+/// Keeps what the pool knows of the way to a box, such as a host key that is on no record, also between connections.
+pub struct Hold {
+    _lease: Lease,
 }
 
 /// Keeps a slot from being swept away while somebody uses it.
@@ -154,6 +162,14 @@ impl Pool {
         Ok(Session::new(Arc::clone(&self.shared), lease, control, target.clone(), warnings))
     }
 
+    /// Keeps what is known of the way to a target while the hold lasts. `None` where [`connect`](Self::connect) will fail
+    /// too.
+    pub async fn hold(&self, target: &Target) -> Option<Hold> {
+        let (wanted, shared) = (target.clone(), Arc::clone(&self.shared));
+        let (route, _) = blocking(move || Route::resolve(&wanted, &shared.options)).await.ok()?.ok()?;
+        self.shared.lease(route).ok().map(|lease| Hold { _lease: lease })
+    }
+
     /// Which box a target is, if the way to it keeps to what the operator allows: its hosts, and the files that it names.
     /// Blocks: reads `~/.ssh/config`.
     ///
@@ -202,7 +218,7 @@ impl Shared {
             Purpose::Transfer => &slot.transfer,
         };
         tokio::select! {
-            connection = line.get(self, &slot.route) => connection,
+            connection = line.get(self, slot) => connection,
             () = self.closing.cancelled() => Err(SshError::Closed),
         }
     }
@@ -219,12 +235,12 @@ impl Shared {
     }
 
     /// Dials until it works, the failure is final, or the attempts are used up.
-    async fn dial(&self, route: &Route) -> Result<Connection, SshError> {
-        let permits = self.permits(route);
+    async fn dial(&self, slot: &Slot) -> Result<Connection, SshError> {
+        let permits = self.permits(&slot.route);
         let mut attempt = 1;
         loop {
             let permit = Arc::clone(&permits).acquire_owned().await;
-            let result = Connection::open(route, &self.keys).await;
+            let result = Connection::open(&slot.route, &self.keys, &slot.pins).await;
             drop(permit);
             match result {
                 Err(error) if error.is_transient() && attempt < self.options.connect_attempts => {
@@ -279,6 +295,7 @@ impl Shared {
 impl Slot {
     fn new(route: Route) -> Self {
         Self {
+            pins: route.hops.iter().map(|_| Arc::default()).collect(),
             route,
             control: Line::default(),
             transfer: Line::default(),
@@ -297,7 +314,7 @@ impl Slot {
 }
 
 impl Line {
-    async fn get(&self, pool: &Shared, route: &Route) -> Result<Arc<Connection>, SshError> {
+    async fn get(&self, pool: &Shared, slot: &Slot) -> Result<Arc<Connection>, SshError> {
         let asked = Instant::now();
         let mut state = self.state.lock().await;
         if let Some(connection) = state.connection.take_if(|connection| connection.is_closed()) {
@@ -312,7 +329,7 @@ impl Line {
         {
             return Err(error.clone());
         }
-        match pool.dial(route).await {
+        match pool.dial(slot).await {
             Ok(connection) => {
                 let connection = Arc::new(connection);
                 *state = LineState { connection: Some(Arc::clone(&connection)), failure: None };
@@ -361,40 +378,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn route(name: &str) -> Route {
-        Route::resolve(&Target::parse(name).unwrap(), &Options::default()).unwrap().0
-    }
-
-    #[tokio::test]
-    async fn slots_are_shared_while_used_and_swept_when_idle() {
-        let pool = Pool::new(Options::default()).unwrap().shared;
-        let one = pool.lease(route("u@box:22")).unwrap();
-        let same = pool.lease(route("ssh -p 22 u@box")).unwrap();
-        let other = pool.lease(route("u@box:23")).unwrap();
-        assert!(Arc::ptr_eq(&one.slot, &same.slot) && !Arc::ptr_eq(&one.slot, &other.slot));
-        let later = Instant::now() + GRACE * 2;
-        drop((one, other));
-        assert_eq!(pool.sweep(Instant::now()).len(), 0, "the grace time has not passed");
-        assert_eq!(pool.sweep(later).len(), 1, "one of the two is still in use");
-        drop(same);
-        assert_eq!(pool.sweep(later).len(), 1);
-        assert!(lock(&pool.slots).is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_closed_pool_makes_no_connections() {
-        let pool = Pool::new(Options::default()).unwrap();
-        pool.close_all().await;
-        let refused = pool.connect(&Target::parse("u@127.0.0.1:1").unwrap()).await;
-        assert!(matches!(refused, Err(SshError::Closed)));
-    }
-
-    #[test]
-    fn limits_of_zero_are_refused() {
-        let zero = Options { keepalive: Duration::ZERO, ..Options::default() };
-        assert_eq!(Pool::new(zero).unwrap_err().to_string(), "keepalive must be more than 0");
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ use graphs::{Graphs, KeptGraph};
 use lock::Lock;
 use writer::{Progress, Writer};
 
-use crate::workflow::{Document, Event, Graph, Source, WorkflowId, WorkflowState};
+use crate::workflow::{Caller, Document, Event, Graph, Source, WorkflowId, WorkflowState};
 
 /// A finished workflow younger than this is never trimmed.
 const KEEP_AT_LEAST: TimeDelta = TimeDelta::minutes(10);
@@ -234,10 +234,14 @@ impl Store {
         newest_first().find(|state| state.is_active()).or_else(|| newest_first().next()).cloned()
     }
 
-    /// The workflow that was accepted under a caller's own name for its request.
-    pub fn by_idempotency_key(&self, key: &str) -> Option<Arc<WorkflowState>> {
+    /// The workflow that was accepted under a caller's own name for its request. Those on record from before callers
+    /// were noted are everybody's.
+    pub fn by_idempotency_key(&self, caller: &Caller, key: &str) -> Option<Arc<WorkflowState>> {
         let map = self.shared.map.read();
-        let named = |state: &WorkflowState| state.idempotency.as_ref().is_some_and(|known| known.key == key);
+        let named = |state: &WorkflowState| {
+            state.idempotency.as_ref().is_some_and(|known| known.key == key)
+                && state.caller.as_ref().is_none_or(|known| known == caller)
+        };
         map.workflows.values().rev().map(|entry| &entry.state).find(|state| named(state)).cloned()
     }
 

@@ -196,7 +196,8 @@ async fn bytes_that_do_not_belong_together_are_noticed_by_the_boxs_checksum() {
     service.launch();
     let done = service.client().wait_for_status(&id, "completed", PATIENCE).await;
     assert_is_here(&done, &content);
-    assert!(service.log().contains("differs from the file on the box"), "it was noticed on the way");
+    // It was noticed on the way.
+    service.says("differs from the file on the box").await;
 }
 
 #[tokio::test]

@@ -106,7 +106,7 @@ async fn a_state_file_that_cannot_be_read_is_moved_aside_and_the_service_starts(
     let aside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let aside = aside.into_iter().find(|path| path.to_string_lossy().contains("unreadable")).expect("moved aside");
     assert_eq!(fs::read_to_string(aside).unwrap(), "half a file {");
-    assert!(service.log().contains("could not be read"), "{}", service.log());
+    service.says("could not be read").await;
 }
 
 #[tokio::test]

@@ -112,7 +112,7 @@ async fn goes_on_and_heals(stage: &mut Stage, reason: &str, break_disk: impl Fn(
     stage.on_disk(r#""lifecycle":"completed""#).await;
     stage.healthy_again().await;
     assert_eq!(stage.sandbox.engine().submissions(), 2);
-    assert!(stage.service.log().contains("the state file is as it should be again"), "{}", stage.service.log());
+    stage.service.says("the state file is as it should be again").await;
 }
 
 #[tokio::test]

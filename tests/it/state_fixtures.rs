@@ -13,7 +13,7 @@ use std::{
 use comfy_remote::{
     sandbox::{LostAnswer, Sandbox, SandboxOptions},
     store::{Opened, Options, Store},
-    workflow::{WorkflowId, WorkflowState},
+    workflow::{Caller, WorkflowId, WorkflowState},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -152,7 +152,7 @@ async fn the_first_formats_workflows_are_what_their_names_say() {
         assert!(named("reconnecting").connection.as_ref().unwrap().cause.is_some());
         assert!(named("queued").queue_position.is_some());
         assert_eq!(named("with a key").idempotency.as_ref().unwrap().tunnel_error, None);
-        let refused = store.by_idempotency_key("another key").unwrap();
+        let refused = store.by_idempotency_key(&Caller::new("anybody"), "another key").unwrap();
         assert!(refused.idempotency.as_ref().unwrap().tunnel_error.is_some() && refused.failure().is_some());
     })
     .await;

@@ -141,3 +141,39 @@ async fn without_tokens_a_client_is_an_address_and_without_settings_nothing_is_l
         assert_eq!(client.progress_answer("x").await.0, StatusCode::NOT_FOUND);
     }
 }
+
+#[tokio::test]
+async fn a_key_for_repeats_is_its_clients_own() {
+    let mut stage = stage(&[]).await;
+    let body = stage.request(&graphs::slow(&tag(), 1, 1));
+    let execute = async |stage: &Stage, token: &str, body: &Value| {
+        let request = stage.service.client().request(Method::POST, EXECUTE).bearer_auth(token);
+        let (status, answer) = answer(request.header("idempotency-key", "key").json(body)).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer["workflow_id"].as_str().unwrap().to_owned()
+    };
+    let first = execute(&stage, TOKENS[0], &body).await;
+    // The same words for another request are no mistake of another client, and tell it nothing.
+    let mut other = body.clone();
+    other["workflow_name"] = json!("another");
+    let second = execute(&stage, TOKENS[1], &other).await;
+    assert_ne!(first, second);
+    for restarted in [false, true] {
+        if restarted {
+            stage.service.kill();
+            stage.service.launch();
+        }
+        assert_eq!(execute(&stage, TOKENS[0], &body).await, first);
+        assert_eq!(execute(&stage, TOKENS[1], &other).await, second);
+    }
+    // On record from before clients were noted: it is everybody's.
+    stage.service.kill();
+    let mut state: Value = serde_json::from_slice(&fs::read(stage.service.state_file()).unwrap()).unwrap();
+    state["workflows"].as_object_mut().unwrap().remove(&second);
+    state["workflows"][&first].as_object_mut().unwrap().remove("caller").unwrap();
+    fs::write(stage.service.state_file(), state.to_string()).unwrap();
+    stage.service.launch();
+    for token in TOKENS {
+        assert_eq!(execute(&stage, token, &body).await, first);
+    }
+}

@@ -51,6 +51,36 @@ async fn those_who_hold_connections_without_using_them_push_out_only_themselves(
 }
 
 #[tokio::test]
+async fn slow_large_bodies_hold_up_no_other() {
+    let service = Service::start(&[]);
+    let head = |sent: usize| {
+        let mut says =
+            b"POST /comfyui/workflow/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+                         Content-Length: 1048576\r\n\r\n{"
+                .to_vec();
+        says.resize(says.len() + sent, b' ');
+        says
+    };
+    // Those that announce much, and those that hold all room for what they have sent.
+    for (count, sent) in [(40, 0), (20, 1_000_000)] {
+        let mut crowd = crowd(&service, count, &head(sent)).await;
+        let request = json!({ "note": "x".repeat(200_000) });
+        let (status, body) = timeout(PATIENCE, service.client().execute(&request)).await.expect("an answer");
+        assert_eq!(
+            (status, &body["message"]),
+            (StatusCode::BAD_REQUEST, &json!("Missing required field: ssh_connection"))
+        );
+        if sent > 0 {
+            let mut answer = [0; 64];
+            let count =
+                timeout(PATIENCE, crowd[0].read(&mut answer)).await.expect("the first one to be let go").unwrap();
+            let answer = String::from_utf8_lossy(&answer[..count]);
+            assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_is_being_answered_keeps_its_place() {
     let service = Service::start(&[("server.max_connections", 5.into()), ("ssh.execute_wait_s", 5.into())]);
     let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

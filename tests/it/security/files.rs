@@ -1,11 +1,15 @@
 //! Paths in requests: what lies outside of the configured folders is neither read nor written, nor told of.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, lchown, symlink},
+    path::Path,
+};
 
 use comfy_remote::{app::Service, config::Config};
 use serde_json::json;
 
-use super::{Confined, text};
+use super::{Confined, NOBODY, is_root, text};
 use crate::{
     graphs::{invert, slow, tag},
     sandbox_stage::{PATIENCE, Stage},
@@ -60,6 +64,43 @@ async fn a_path_that_comes_back_does_not_tell_which_folders_there_are_outside() 
         let expected = format!("Field workflow_file: {path} does not lie in a folder of [files] read_roots");
         assert_eq!(confined.refusal(&request).await, expected);
     }
+}
+
+#[tokio::test]
+async fn neither_owners_nor_loops_outside_are_told() {
+    let confined = Confined::new(&[]).await;
+    let (inside, outside) = (confined.inside.path(), confined.outside.path());
+    fs::set_permissions(outside, fs::Permissions::from_mode(0o1777)).unwrap();
+    symlink(outside.join("loop"), outside.join("loop")).unwrap();
+    symlink(outside.join("loop"), inside.join("to_the_loop")).unwrap();
+    let mut paths = ["loop", "loop/sub", "missing", "missing/sub"].map(|name| outside.join(name)).to_vec();
+    paths.push(inside.join("to_the_loop"));
+    if is_root() {
+        fs::create_dir(outside.join("theirs")).unwrap();
+        symlink(inside, outside.join("their_link")).unwrap();
+        for name in ["theirs", "their_link"] {
+            lchown(outside.join(name), Some(NOBODY), None).unwrap();
+        }
+        paths.extend(["theirs", "theirs/sub", "their_link"].map(|name| outside.join(name)));
+    }
+    let good = confined.request(&invert(&tag(), "x.png"));
+    for path in paths {
+        for (field, roots) in [("output_dir", "write_roots"), ("workflow_file", "read_roots")] {
+            if field == "workflow_file" && path.ends_with("their_link") {
+                continue;
+            }
+            let mut request = good.clone();
+            request[field] = text(&path).into();
+            let expected = format!("Field {field}: {} does not lie in a folder of [files] {roots}", path.display());
+            assert_eq!(confined.refusal(&request).await, expected);
+        }
+    }
+    // Inside it is said.
+    symlink(inside.join("loop"), inside.join("loop")).unwrap();
+    let mut request = good;
+    request["output_dir"] = text(&inside.join("loop")).into();
+    let said = confined.refusal(&request).await;
+    assert!(said.contains("too many levels of symbolic links"), "{said}");
 }
 
 #[tokio::test]

@@ -110,5 +110,30 @@ async fn a_key_that_nobody_checks_is_told_in_the_log() {
     let id = service.client().accepted(&far.request(service.folder(), &slow(&tag(), 1, 1))).await;
     service.client().wait_for_status(&id, "completed", PATIENCE).await;
     let port = far.sshd.as_ref().unwrap().port();
-    assert!(service.log().contains(&format!("the host key of 127.0.0.1:{port} was not checked")));
+    service.says(&format!("the host key of 127.0.0.1:{port} was not checked")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_nobody_records_is_held_to_all_the_same_while_a_run_lasts() {
+    for (options, settings) in [
+        ("-o UserKnownHostsFile=/dev/null", vec![]),
+        ("-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null", vec![]),
+        ("", vec![("ssh.host_keys", "off".into())]),
+    ] {
+        let Some(mut far) = FarEnd::start(Kind::OpenSsh).await else { return };
+        let service = Service::start(&settings);
+        let mut request = far.request(service.folder(), &slow(&tag(), 1, 1));
+        request["ssh_connection"] = far.connection().replacen("ssh ", &format!("ssh {options} "), 1).into();
+        let held = far.sandbox.as_ref().unwrap().faults().hold_before("3");
+        let id = service.client().accepted(&request).await;
+        eventually("the run to come to its last node", async || held.is_reached().then_some(())).await;
+        let sshd = far.sshd.as_mut().unwrap();
+        sshd.restart(HostKey::New);
+        let failed = service.client().wait_for_status(&id, "failed", PATIENCE).await;
+        assert_eq!(failed["error_code"], "ssh_host_key_changed", "{options}: {failed:#}");
+        let message = failed["error_message"].as_str().unwrap();
+        let name = format!("the host key of [127.0.0.1]:{} has changed: the connections before found", sshd.port());
+        assert!(message.contains(&name) && message.matches("SHA256:").count() == 2, "{message}");
+        assert!(!sshd.log().contains("Accepted"), "the stranger has let us in: {}", sshd.log());
+    }
 }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,7 +19,7 @@ use toml::{Table, Value};
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 use super::tracer::Traced;
-use super::{SOON, client::ApiClient, wait_until};
+use super::{SOON, client::ApiClient, eventually, wait_until};
 
 /// How the binary says where it is; the address follows.
 const LISTENING: &str = "comfy-remote is listening on ";
@@ -36,6 +36,15 @@ pub(crate) struct Service {
 struct Running {
     process: Child,
     url: String,
+    /// They end with the process.
+    readers: [JoinHandle<()>; 2],
+}
+
+impl Running {
+    /// Waits until what the process said before its end is in the log.
+    fn read_to_the_end(self) {
+        self.readers.into_iter().for_each(|reader| reader.join().expect("a reader of the log"));
+    }
 }
 
 /// What a process holds.
@@ -100,7 +109,12 @@ impl Service {
         self.folder.path()
     }
 
-    /// What it has said so far, on both its streams.
+    /// Waits until it has said so: what it writes before it answers may be read after the answer.
+    pub(crate) async fn says(&self, words: &str) {
+        eventually(words, async || self.log().contains(words).then_some(())).await;
+    }
+
+    /// What it has said so far, on both its streams; all of it once it was killed or has stopped.
     pub(crate) fn log(&self) -> String {
         self.log.lines().join("\n")
     }
@@ -138,6 +152,7 @@ impl Service {
         if let Some(mut running) = self.running.take() {
             let _ = running.process.kill();
             let _ = running.process.wait();
+            running.read_to_the_end();
         }
     }
 
@@ -148,7 +163,10 @@ impl Service {
     pub(crate) fn terminate(&mut self, patience: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
         let mut running = self.running.take().expect("a running service");
-        wait_until("the service to stop", patience, || running.process.try_wait().expect("the service's exit status"))
+        let look = || running.process.try_wait().expect("the service's exit status");
+        let status = wait_until("the service to stop", patience, look);
+        running.read_to_the_end();
+        status
     }
 
     /// Lets it stand still (`SIGSTOP`), as on a laptop that sleeps.
@@ -186,8 +204,10 @@ impl Service {
         let mut command = self.command();
         let mut process = command.envs(environment.iter().copied()).spawn().expect("start the built binary");
         let seen = self.log.lines().len();
-        self.log.collect(process.stdout.take().expect("a piped stdout"));
-        self.log.collect(process.stderr.take().expect("a piped stderr"));
+        let readers = [
+            self.log.collect(process.stdout.take().expect("a piped stdout")),
+            self.log.collect(process.stderr.take().expect("a piped stderr")),
+        ];
 
         let url = wait_until("the service to say where it listens, or to end", SOON, || {
             let url = self.log.lines().iter().skip(seen).find_map(|line| address(line));
@@ -195,7 +215,7 @@ impl Service {
             if url.is_some() { Some(url) } else { ended.then_some(None) }
         });
         match url {
-            Some(url) => self.running = Some(Running { process, url }),
+            Some(url) => self.running = Some(Running { process, url, readers }),
             None => panic!("the service ended instead of listening:\n{}", self.log()),
         }
     }
@@ -265,14 +285,14 @@ impl Log {
     }
 
     /// Reads a stream to its end, in a thread that ends with the process.
-    fn collect(&self, stream: impl Read + Send + 'static) {
+    fn collect(&self, stream: impl Read + Send + 'static) -> JoinHandle<()> {
         let log = self.clone();
         thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 log.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
             }
-        });
+        })
     }
 }
 
