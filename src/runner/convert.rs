@@ -1,11 +1,14 @@
 //! The graph of a workflow: as it came, or converted for the box.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::Value;
 
 use super::{
     error::StepError,
     execution::Execution,
+    known_boxes::Remembered,
     link::Link,
     preflight::{BoxFacts, refusal, suggest_classes},
 };
@@ -20,12 +23,13 @@ use crate::{
 
 impl Execution {
     /// The graph to submit. What came in UI format is converted for this box, and what the user wants changed is changed,
-    /// once; that graph is kept in the source's place.
-    /// With it comes what of the box is known by now.
-    pub(super) async fn graph(&self, link: &Link) -> Result<(Graph, NodeDefinitions), StepError> {
+    /// once; that graph is kept in the source's place. With it comes what of the box is known by now.
+    pub(super) async fn graph(&self, link: &Link) -> Result<(Graph, Remembered), StepError> {
         let source = self.store.source(&self.id).await?;
         let was_settled = source.is_settled();
-        let Settled { graph, known, findings } = settle(link, source, &self.conversion_options()?).await?;
+        let Remembered { started, definitions } = self.remembered(link).await?;
+        let options = self.conversion_options()?;
+        let Settled { graph, known: definitions, findings } = settle(link, source, &options, definitions).await?;
         if !was_settled {
             self.store.settle_graph(&self.id, graph.clone()).await?;
             findings.iter().for_each(|finding| self.warn(finding.to_string()));
@@ -33,7 +37,7 @@ impl Execution {
         if self.state()?.nodes.is_empty() {
             self.apply(Event::Converted(Box::new(graph.clone())));
         }
-        Ok((graph, known))
+        Ok((graph, Remembered { started, definitions }))
     }
 
     fn conversion_options(&self) -> Result<convert::Options, StepError> {
@@ -57,14 +61,20 @@ pub(super) struct Settled {
     pub(super) findings: Vec<Finding>,
 }
 
-/// Converts a source for the box at the end of the link, and changes what is to be changed.
-pub(super) async fn settle(link: &Link, source: Source, options: &convert::Options) -> Result<Settled, StepError> {
+/// Converts a source for the box at the end of the link, and changes what is to be changed. What is remembered of the box
+/// need not be asked for.
+pub(super) async fn settle(
+    link: &Link,
+    source: Source,
+    options: &convert::Options,
+    remembered: NodeDefinitions,
+) -> Result<Settled, StepError> {
     let (mut settled, seeds) = match source.document {
         Document::Graph(graph) => {
             let seeds = if source.edits.randomize_seeds { graph.seeds() } else { Vec::new() };
-            (Settled { graph, known: NodeDefinitions::default(), findings: Vec::new() }, seeds)
+            (Settled { graph, known: remembered, findings: Vec::new() }, seeds)
         }
-        Document::Ui(document) => convert_for(link, document, *options).await?,
+        Document::Ui(document) => convert_for(link, document, *options, remembered).await?,
     };
     let refused = |message: String| {
         let finding = Finding::of_all(Severity::Error, FindingCode::UnknownParameter, message.clone());
@@ -110,17 +120,20 @@ async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<(
     Err(StepError::Fatal(refusal(message, findings)))
 }
 
+/// Converts with what is remembered of the box, and again with what it says now if there is anything to say about that.
 async fn convert_for(
     link: &Link,
     document: Value,
     options: convert::Options,
+    remembered: NodeDefinitions,
 ) -> Result<(Settled, Vec<Seed>), StepError> {
-    let known = link.client.definitions(&convert::classes(&document)).await?;
-    let work = move || (convert::convert(&document, &known, &options), known);
-    let (converted, known) = tokio::task::spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "a conversion ended early");
-        StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
-    })?;
+    let (classes, document) = (convert::classes(&document), Arc::new(document));
+    let was_remembered = !remembered.is_empty();
+    let (mut converted, mut known) = convert_with(link, &document, &classes, options, remembered).await?;
+    let is_clean = |converted: &Conversions| converted.as_ref().is_ok_and(|conversion| conversion.findings.is_empty());
+    if was_remembered && !is_clean(&converted) {
+        (converted, known) = convert_with(link, &document, &classes, options, NodeDefinitions::default()).await?;
+    }
     match converted {
         Ok(Conversion { prompt, seeds, findings }) => {
             let broken = |error| format!("The converted workflow {error}");
@@ -136,6 +149,26 @@ async fn convert_for(
         }
         Err(error) => Err(StepError::fatal(ErrorCode::InvalidWorkflow, format!("The workflow {error}"))),
     }
+}
+
+type Conversions = Result<Conversion, ConvertError>;
+
+/// Asks for what is not known yet, and converts.
+async fn convert_with(
+    link: &Link,
+    document: &Arc<Value>,
+    classes: &BTreeSet<String>,
+    options: convert::Options,
+    mut known: NodeDefinitions,
+) -> Result<(Conversions, NodeDefinitions), StepError> {
+    let unknown = classes.iter().filter(|class| known.class(class).is_none()).cloned().collect();
+    known.extend(link.client.definitions(&unknown).await?);
+    let document = Arc::clone(document);
+    let work = move || (convert::convert(&document, &known, &options), known);
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "a conversion ended early");
+        StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
+    })
 }
 
 fn local(at: DateTime<Utc>) -> NaiveDateTime {

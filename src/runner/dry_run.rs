@@ -177,7 +177,8 @@ async fn look(link: &Link, admitted: Admitted, options: &Options) -> Result<DryR
         findings: Vec::new(),
         warnings,
     };
-    match settle(link, source, &conversion_options(Utc::now(), &request.workflow_name)).await {
+    let options_now = conversion_options(Utc::now(), &request.workflow_name);
+    match settle(link, source, &options_now, NodeDefinitions::default()).await {
         Ok(Settled { graph, known, findings }) => {
             let known = BoxFacts::ask(link, &graph.classes(), known).await?;
             plan.findings = findings;
@@ -277,7 +278,7 @@ pub(super) async fn convert(
             let (target, _) = check_target(&ssh_connection, pool).map_err(ExecuteError::Rejected)?;
             let port = request.comfyui_port.unwrap_or(options.defaults.comfyui_port);
             let link = reach(pool, &target, port).await?;
-            let settled = in_time(settle(&link, Source::from(document), &prepared)).await?;
+            let settled = in_time(settle(&link, Source::from(document), &prepared, NodeDefinitions::default())).await?;
             (settled.graph, settled.findings)
         }
         (None, None) => {

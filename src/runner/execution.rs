@@ -25,19 +25,18 @@ use super::{
     early::EarlyFetches,
     error::{StepError, tunnel_failure},
     follow::Followed,
+    known_boxes::KnownBoxes,
     line::Seat,
     link::{Link, SubscribeError},
     part::Parts,
     patience::Patience,
-    preflight::BoxFacts,
     turns::Turns,
 };
 use crate::{
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
     workflow::{
-        ErrorCode, Event, Failure, Graph, NodeDefinitions, Phase, PromptId, Request, Secrets, Source, Submission,
-        WorkflowId, WorkflowState,
+        ErrorCode, Event, Failure, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId, WorkflowState,
     },
 };
 
@@ -58,6 +57,8 @@ pub(super) struct Execution {
     pub(super) beginning: watch::Sender<Beginning>,
     /// Who marks which ComfyUI; shared by all executions.
     pub(super) marking: Arc<Turns>,
+    /// What boxes have told; shared by all executions.
+    pub(super) known_boxes: Arc<KnownBoxes>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
@@ -188,9 +189,9 @@ impl Execution {
             if state.phase() != Some(Phase::Downloading) {
                 let mut ear = None;
                 if state.submission == Submission::None {
-                    let (graph, known) = self.graph(link).await?;
-                    let known = self.plan(link, &graph, known).await?;
-                    self.preflight(link, &graph, &known).await?;
+                    let (graph, remembered) = self.graph(link).await?;
+                    let mut known = self.plan(link, &graph, remembered).await?;
+                    self.preflight(link, &graph, &mut known).await?;
                     self.report_beginning(Ok(()));
                     self.check_room(link).await?;
                     let graph = self.upload_inputs(link, graph, known.definitions.as_deref()).await?;
@@ -329,16 +330,6 @@ impl Execution {
             Ok(Submission::Unclear | Submission::Accepted) => (self.options.unreachable_limit, "unreachable_limit_s"),
             _ => (self.options.unreachable_before_submit, "unreachable_before_submit_s"),
         }
-    }
-
-    /// Learns the box's node definitions and cuts the nodes to those that will run.
-    async fn plan(&self, link: &Link, graph: &Graph, known: NodeDefinitions) -> Result<BoxFacts, StepError> {
-        let known = BoxFacts::ask(link, &graph.classes(), known).await?;
-        if known.definitions.is_some() {
-            let outputs = known.outputs(graph).cloned().collect();
-            self.apply(Event::Planned { order: known.order(graph), outputs });
-        }
-        Ok(known)
     }
 
     /// A websocket for this run, always under the same client id. `None` when there is none to be had: then the run

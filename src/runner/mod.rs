@@ -20,6 +20,7 @@ mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hearing;
+mod known_boxes;
 mod later;
 mod line;
 mod link;
@@ -52,6 +53,7 @@ pub use dry_run::{
 };
 pub use error::ExecuteError;
 use execution::Execution;
+use known_boxes::KnownBoxes;
 use later::Later;
 pub use line::{Full, Limits};
 use line::{Line, Seat, SeatNumber};
@@ -150,6 +152,7 @@ struct Inner {
     line: Line,
     turns: Turns,
     marking: Arc<Turns>,
+    known_boxes: Arc<KnownBoxes>,
     later: Later,
     shutdown: CancellationToken,
 }
@@ -177,6 +180,7 @@ impl Runner {
             running: Mutex::new(HashMap::new()),
             turns: Turns::default(),
             marking: Arc::default(),
+            known_boxes: Arc::default(),
             later: Later::default(),
             shutdown: CancellationToken::new(),
         };
@@ -405,6 +409,7 @@ impl Runner {
             options: self.inner.options.clone(),
             beginning,
             marking: self.inner.marking.clone(),
+            known_boxes: self.inner.known_boxes.clone(),
             credential_key: Mutex::new(None),
             good_looks: AtomicU64::new(0),
             parts: Parts::of(id.clone(), self.inner.options.files.write_roots.clone()),

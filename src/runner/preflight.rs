@@ -6,13 +6,18 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures_util::{StreamExt, stream};
 
-use super::{error::StepError, execution::Execution, link::Link};
+use super::{
+    error::StepError,
+    execution::Execution,
+    known_boxes::{Remembered, StartedComfyUi},
+    link::Link,
+};
 use crate::{
     comfy::ComfyError,
     preflight::{self, FileReference, Known, Report},
     workflow::{
-        ErrorCode, ErrorDetail, Failure, Finding, FindingCode, Graph, NodeDefinitions, NodeId, RemoteFile, Secrets,
-        Severity, finding::Several,
+        ErrorCode, ErrorDetail, Event, Failure, Finding, FindingCode, Graph, NodeDefinitions, NodeId, RemoteFile,
+        Request, Secrets, Severity, finding::Several,
     },
 };
 
@@ -30,6 +35,9 @@ pub(super) struct BoxFacts {
     pub(super) definitions: Option<Arc<NodeDefinitions>>,
     /// Why it does not.
     pub(super) untold: Option<Finding>,
+    /// Whether some of it is from before, and may have changed.
+    pub(super) is_remembered: bool,
+    started: Option<StartedComfyUi>,
 }
 
 impl BoxFacts {
@@ -39,18 +47,19 @@ impl BoxFacts {
         classes: &BTreeSet<String>,
         mut known: NodeDefinitions,
     ) -> Result<Self, StepError> {
+        let is_remembered = !known.is_empty();
         let unknown = classes.iter().filter(|class| known.class(class).is_none()).cloned().collect();
         match link.client.definitions(&unknown).await {
             Ok(definitions) => {
                 known.extend(definitions);
-                Ok(Self { definitions: Some(Arc::new(known)), untold: None })
+                Ok(Self { definitions: Some(Arc::new(known)), untold: None, is_remembered, started: None })
             }
             Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => Err(error.into()),
             Err(error) => {
                 let message = format!("the box's node definitions could not be read: {error}");
                 let finding = Finding::of_all(Severity::Warning, FindingCode::NoDefinitions, message);
                 let hint = "nothing was checked beforehand; ComfyUI itself will say what is wrong";
-                Ok(Self { definitions: None, untold: Some(finding.with_hint(hint)) })
+                Ok(Self { untold: Some(finding.with_hint(hint)), ..Self::default() })
             }
         }
     }
@@ -103,10 +112,40 @@ impl BoxFacts {
 }
 
 impl Execution {
-    /// Ends a run that the box would refuse, with everything that is wrong with it.
-    pub(super) async fn preflight(&self, link: &Link, graph: &Graph, known: &BoxFacts) -> Result<(), StepError> {
+    /// Learns the box's node definitions, but for those that are known already, and cuts the nodes to those that will run.
+    pub(super) async fn plan(&self, link: &Link, graph: &Graph, remembered: Remembered) -> Result<BoxFacts, StepError> {
+        let Remembered { started, definitions } = remembered;
+        let mut known = BoxFacts::ask(link, &graph.classes(), definitions).await?;
+        if let Some(definitions) = &known.definitions {
+            if let Some(started) = &started {
+                self.known_boxes.remember(started.clone(), definitions);
+            }
+            let outputs = known.outputs(graph).cloned().collect();
+            self.apply(Event::Planned { order: known.order(graph), outputs });
+        }
+        known.started = started;
+        Ok(known)
+    }
+
+    /// What is known of the box from earlier runs.
+    pub(super) async fn remembered(&self, link: &Link) -> Result<Remembered, StepError> {
+        let Request { ssh_connection, comfyui_port: port, .. } = self.request()?;
+        let mark = help(link.client.server_mark().await)?;
+        let started = mark.map(|mark| StartedComfyUi { ssh_connection, port, mark });
+        let definitions = started.as_ref().map(|started| self.known_boxes.of(started)).unwrap_or_default();
+        Ok(Remembered { started, definitions })
+    }
+
+    /// Ends a run that the box would refuse, with everything that is wrong with it. What is remembered of the box is
+    /// enough to find nothing wrong, and not to find something.
+    pub(super) async fn preflight(&self, link: &Link, graph: &Graph, known: &mut BoxFacts) -> Result<(), StepError> {
         let given = names(&self.request()?.input_images);
-        let findings = known.look_at(link, graph, given).await?;
+        let mut findings = known.look_at(link, graph, given.clone()).await?;
+        if known.is_remembered && !findings.is_empty() {
+            *known =
+                self.plan(link, graph, Remembered { started: known.started.take(), ..Remembered::default() }).await?;
+            findings = known.look_at(link, graph, given).await?;
+        }
         if findings.iter().any(|finding| finding.severity == Severity::Error) {
             let several = Several(&findings).to_string();
             return Err(StepError::Fatal(refusal(format!("The box would refuse the workflow: {several}"), findings)));

@@ -1,6 +1,10 @@
 //! Files that are named from outside: key files and records of host keys.
 
-use std::{fs::File, path::PathBuf};
+use std::{
+    fs::File,
+    hash::{Hash, Hasher},
+    path::PathBuf,
+};
 
 use super::Options;
 use crate::files::{Folder, PathError, Roots, open_regular};
@@ -11,17 +15,38 @@ use crate::files::{Folder, PathError, Roots, open_regular};
 pub(super) struct NamedFile {
     pub(super) path: PathBuf,
     /// As the connection string has it, which says nothing about `~/.ssh/config`; the path has its values for `%` tokens.
-    given: Option<String>,
+    given: Spelling,
     /// For reading.
     pub(super) read_roots: Roots,
     /// For writing, where it is written to.
     pub(super) write_roots: Option<Roots>,
 }
 
+/// How a file was named. All spellings are equal: they lead to the same file, and so share a connection.
+#[derive(Debug, Clone)]
+struct Spelling(Option<String>);
+
+impl PartialEq for Spelling {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Spelling {}
+
+impl Hash for Spelling {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 impl NamedFile {
     /// Named by a connection string as `given`, to be read.
     pub(super) fn confined(given: &str, path: PathBuf, options: &Options) -> Self {
-        Self { path, given: Some(given.to_owned()), read_roots: options.read_roots.clone(), write_roots: None }
+        Self {
+            path,
+            given: Spelling(Some(given.to_owned())),
+            read_roots: options.read_roots.clone(),
+            write_roots: None,
+        }
     }
 
     /// The same, to be read and written to.
@@ -31,7 +56,7 @@ impl NamedFile {
 
     /// What to call it towards who has named it.
     pub(super) fn name(&self) -> PathBuf {
-        self.given.as_ref().map_or_else(|| self.path.clone(), PathBuf::from)
+        self.given.0.as_ref().map_or_else(|| self.path.clone(), PathBuf::from)
     }
 
     /// Opens it for reading. Blocks for the file system only.
@@ -53,6 +78,6 @@ impl NamedFile {
 /// Named by this machine's own configuration.
 impl From<PathBuf> for NamedFile {
     fn from(path: PathBuf) -> Self {
-        Self { path, given: None, read_roots: Roots::anywhere(), write_roots: None }
+        Self { path, given: Spelling(None), read_roots: Roots::anywhere(), write_roots: None }
     }
 }

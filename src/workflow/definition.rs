@@ -1,7 +1,7 @@
 //! Node definitions as `/object_info` gives them: which classes a box has, which of them end a graph, which inputs a class
 //! has, in which order, and what may stand in them. Reads the tuples of old nodes and the objects of V3 nodes alike.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 8;
 /// The definitions of the classes that a box has.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct NodeDefinitions {
-    classes: IndexMap<String, NodeDefinition>,
+    classes: IndexMap<String, Arc<NodeDefinition>>,
 }
 
 impl NodeDefinitions {
@@ -44,7 +44,7 @@ impl NodeDefinitions {
     /// Adds one class, as `/object_info/{class}` gives it.
     pub fn insert(&mut self, class: &str, raw: &Value) {
         if raw.is_object() {
-            self.classes.insert(class.to_owned(), NodeDefinition::read(class, raw));
+            self.classes.insert(class.to_owned(), Arc::new(NodeDefinition::read(class, raw)));
         }
     }
 
@@ -53,9 +53,24 @@ impl NodeDefinitions {
         self.classes.extend(other.classes);
     }
 
+    /// How many classes there are.
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// How much there is to remember of it: inputs and choices, and texts by their length.
+    pub fn weight(&self) -> usize {
+        self.classes.values().flat_map(|class| &class.inputs).map(InputDefinition::weight).sum()
+    }
+
     /// The definition of a class.
     pub fn class(&self, name: &str) -> Option<&NodeDefinition> {
-        self.classes.get(name)
+        self.classes.get(name).map(Arc::as_ref)
     }
 }
 
@@ -223,6 +238,11 @@ impl InputDefinition {
         input
     }
 
+    fn weight(&self) -> usize {
+        let options = self.options.iter().flatten().map(|(name, value)| name.len() / 64 + weight_of(value));
+        1 + self.choices.iter().map(weight_of).sum::<usize>() + options.sum::<usize>()
+    }
+
     fn find_kind(&self, depth: usize) -> InputKind {
         if self.flag("forceInput") {
             return InputKind::Socket;
@@ -284,6 +304,18 @@ fn read_choices(options: Option<&Value>, depth: usize) -> Vec<(String, Vec<Input
         Some((key, read_inputs(option.get("inputs"), None, depth.saturating_sub(1))))
     };
     options.into_iter().flatten().filter_map(read).collect()
+}
+
+/// Counts values, long texts several times. No value here is deeper than what was parsed.
+fn weight_of(value: &Value) -> usize {
+    match value {
+        Value::String(text) => 1 + text.len() / 64,
+        Value::Array(items) => 1 + items.iter().map(weight_of).sum::<usize>(),
+        Value::Object(fields) => {
+            1 + fields.iter().map(|(name, value)| name.len() / 64 + weight_of(value)).sum::<usize>()
+        }
+        _ => 1,
+    }
 }
 
 /// `upload`, `image_upload`, `video_upload` and the like.

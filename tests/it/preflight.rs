@@ -327,3 +327,46 @@ async fn check_tells_people_and_scripts_whether_a_workflow_would_run() {
         assert!(String::from_utf8(impossible.stderr).unwrap().starts_with("comfy-remote: "), "{more:?}");
     }
 }
+
+/// How many definitions a run asks for.
+async fn questions(stage: &Stage, file: &Value) -> usize {
+    let before = stage.sandbox.engine().definitions_asked_for();
+    let id = stage.service.client().accepted(file).await;
+    stage.completed(&id).await;
+    stage.sandbox.engine().definitions_asked_for() - before
+}
+
+#[tokio::test]
+async fn a_box_is_asked_once_for_each_class_as_long_as_its_comfyui_stays_up_and_nothing_is_found() {
+    let stage = Stage::new().await;
+    for document in [graphs::slow(&tag(), 1, 1), saved("fixed")] {
+        let request = stage.request(&document);
+        assert!(questions(&stage, &request).await > 0);
+        // The first run of a start leaves the mark by which the next ones know it again.
+        questions(&stage, &request).await;
+        assert_eq!(questions(&stage, &request).await, 0);
+    }
+    // A choice that came since is found because the box is asked anew before anything is refused.
+    let mut load = graph();
+    load["4"]["inputs"]["images"] = json!(["1", 0]);
+    let mut request = stage.request(&load);
+    request["input_images"] = json!([photo(&stage)]);
+    questions(&stage, &request).await;
+    let mut later = load.clone();
+    later["1"]["inputs"]["image"] = json!("later.png");
+    fs::copy(photo(&stage), stage.sandbox.input_dir().join("later.png")).unwrap();
+    let asked = questions(&stage, &stage.request(&later)).await;
+    assert_eq!(asked, 0, "it lies where ComfyUI sees it");
+    fs::remove_file(stage.sandbox.input_dir().join("later.png")).unwrap();
+    let before = stage.sandbox.engine().definitions_asked_for();
+    let (status, answer) = stage.service.client().execute(&stage.request(&later)).await;
+    assert_eq!(
+        (status, &answer["findings"][0]["code"]),
+        (StatusCode::BAD_REQUEST, &json!("missing_input_file")),
+        "{answer}"
+    );
+    assert!(stage.sandbox.engine().definitions_asked_for() > before);
+    // Another start knows nothing of what this one had.
+    stage.sandbox.engine().restart().await.unwrap();
+    assert!(questions(&stage, &stage.request(&load)).await > 0);
+}

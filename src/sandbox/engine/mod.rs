@@ -71,6 +71,7 @@ struct Shared {
     runs: Mutex<HashMap<String, usize>>,
     interrupts: AtomicUsize,
     requests: AtomicUsize,
+    definitions_asked_for: AtomicUsize,
 }
 
 impl Shared {
@@ -121,6 +122,7 @@ impl Engine {
             runs: Mutex::default(),
             interrupts: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            definitions_asked_for: AtomicUsize::new(0),
         });
         let process = Process::start(Arc::clone(&shared), listener, &stop);
         Ok(Self { shared, process: Arc::new(tokio::sync::Mutex::new(Some(process))), stop })
@@ -206,6 +208,11 @@ impl Engine {
     /// How many HTTP requests came in.
     pub fn requests(&self) -> usize {
         self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    /// How often the definition of one class was asked for.
+    pub fn definitions_asked_for(&self) -> usize {
+        self.shared.definitions_asked_for.load(Ordering::Relaxed)
     }
 
     /// Ids of finished prompts, oldest first.

@@ -292,6 +292,7 @@ async fn object_info(State(shared): Engine) -> Response {
 }
 
 async fn object_info_of(State(shared): Engine, Path(name): Path<String>) -> Response {
+    shared.definitions_asked_for.fetch_add(1, Ordering::Relaxed);
     match find(&name) {
         Some(class) => json_answer(&json!({name: class.info(&shared.folders, shared.faults.has_nan())})),
         None => json_answer(&json!({})),
