@@ -338,7 +338,9 @@ impl Execution {
     async fn plan(&self, link: &Link, graph: &Graph) -> Result<Option<Definitions>, StepError> {
         let definitions = match link.client.definitions(&graph.classes()).await {
             Ok(definitions) => definitions,
-            Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. })) => return Err(error.into()),
+            Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } | ComfyError::TooSlow { .. })) => {
+                return Err(error.into());
+            }
             // They are a help; ComfyUI's own answer to the submission is what counts.
             Err(error) => {
                 self.warn(format!("the box's node definitions could not be read: {error}"));
