@@ -1,10 +1,14 @@
 //! One HTTP answer, read whole within a cap, and the question who gave it: ComfyUI or something in front of it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::{Response, StatusCode, header};
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
+    client::LARGE,
     error::ComfyError,
     room::{Room, Taken},
 };
@@ -18,6 +22,47 @@ const SMALL_BYTES: u64 = 1 << 20;
 
 /// A proxy of rented boxes sets this on the page it shows while ComfyUI starts, also with status 200.
 const PLACEHOLDER_HEADER: &str = "x-portal-placeholder";
+
+/// Who holds room for a large body is not hurried before this.
+const HURRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The least that must come per second of a body whose length was not announced.
+const LEAST_PER_SECOND: u64 = 256 << 10;
+
+/// How fast a body must come that holds room others may wait for: so that it is whole within the deadline of its call,
+/// counted from the moment at which it got its room.
+#[derive(Debug)]
+struct Pace {
+    since: Instant,
+    before: usize,
+    per_second: u64,
+}
+
+impl Pace {
+    fn begin(before: usize, announced: Option<u64>) -> Self {
+        let per_second = announced.map_or(LEAST_PER_SECOND, |length| length / LARGE.as_secs());
+        Self { since: Instant::now(), before, per_second }
+    }
+
+    /// When so much that has come will be too little; never sooner than [`HURRY_AFTER`].
+    fn patience(&self, received: usize) -> Instant {
+        let came = received.saturating_sub(self.before) as u64;
+        let seconds = came.checked_div(self.per_second).unwrap_or(u64::MAX);
+        self.since + Duration::from_secs(seconds).clamp(HURRY_AFTER, LARGE)
+    }
+}
+
+/// The next piece of a body of which so much has come, if that keeps the pace.
+async fn keeping<T>(
+    pace: Option<&Pace>,
+    what: &'static str,
+    received: usize,
+    next: impl Future<Output = Result<T, ComfyError>>,
+) -> Result<T, ComfyError> {
+    let Some(pace) = pace else { return next.await };
+    let too_slow = |_| ComfyError::TooSlow { what, received, after: pace.since.elapsed() };
+    timeout_at(pace.patience(received), next).await.map_err(too_slow)?
+}
 
 /// An answer with its body in memory.
 #[derive(Debug)]
@@ -46,12 +91,16 @@ impl Answer {
             return Err(ComfyError::TooBig { what, limit });
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| ComfyError::from_reqwest(what, error))? {
+        let mut pace = None;
+        loop {
+            let next = async { response.chunk().await.map_err(|error| ComfyError::from_reqwest(what, error)) };
+            let Some(chunk) = keeping(pace.as_ref(), what, body.len(), next).await? else { break };
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(ComfyError::TooBig { what, limit });
             }
             if answer.room.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
                 answer.room = room.take(announced.unwrap_or(limit)).await;
+                pace = Some(Pace::begin(body.len(), announced));
             }
             body.extend_from_slice(&chunk);
         }
@@ -241,5 +290,33 @@ mod tests {
         let long = answer(500, "", "", &"ü".repeat(5000)).excerpt();
         assert_eq!(long.chars().count(), 200);
         assert!(long.ends_with('…'));
+    }
+
+    /// Gets `piece` bytes, of which `before` had come when there was room, every second until it is cut off.
+    async fn cut_off_after(announced: Option<u64>, before: usize, piece: usize) -> (Duration, usize) {
+        let (begun, mut received) = (Instant::now(), before);
+        let pace = Pace::begin(before, announced);
+        loop {
+            let next = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(piece)
+            };
+            match keeping(Some(&pace), "GET /x", received, next).await {
+                Ok(piece) => received += piece,
+                Err(ComfyError::TooSlow { .. }) => return (begun.elapsed(), received),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_body_that_trickles_is_cut_off_soon_and_one_that_comes_is_not() {
+        let seconds = |(after, _): (Duration, usize)| after.as_secs();
+        assert_eq!(seconds(cut_off_after(Some(60_000_000), 4 << 20, 1).await), 5, "a drop a second");
+        assert_eq!(seconds(cut_off_after(None, 1 << 20, 100).await), 5);
+        // Half of what it takes: when that shows, and not at its deadline.
+        assert!(seconds(cut_off_after(Some(60_000_000), 0, 500_000).await) < 10);
+        let (after, received) = cut_off_after(Some(60_000_000), 0, 1_200_000).await;
+        assert!(after == LARGE && received >= 59_000_000, "{after:?}: {received}");
     }
 }

@@ -38,6 +38,16 @@ pub enum ComfyError {
         /// The deadline that passed.
         after: Duration,
     },
+    /// A large answer came so slowly that it would not have been whole in time, while others wait for its room.
+    #[error("{what} is answered too slowly: {received} bytes in {} s", .after.as_secs())]
+    TooSlow {
+        /// The call.
+        what: &'static str,
+        /// What has come.
+        received: usize,
+        /// In how long.
+        after: Duration,
+    },
     /// ComfyUI answered with an error.
     #[error("{what} was answered with HTTP {status}{}", if .excerpt.is_empty() { String::new() } else { format!(": {}", .excerpt) })]
     Status {
@@ -85,7 +95,7 @@ impl ComfyError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } => true,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::TooSlow { .. } => true,
             Self::Foreign { may_pass, .. } => *may_pass,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             Self::NotFound { .. } | Self::TooBig { .. } | Self::Malformed { .. } | Self::Local { .. } => false,

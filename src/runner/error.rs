@@ -95,9 +95,10 @@ impl From<ComfyError> for StepError {
     fn from(error: ComfyError) -> Self {
         let failure = Failure::new(ErrorCode::ComfyuiUnreachable, error.to_string());
         match error {
-            ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } | ComfyError::Foreign { .. } => {
-                Self::LinkLost(failure)
-            }
+            ComfyError::Unreachable { .. }
+            | ComfyError::Timeout { .. }
+            | ComfyError::TooSlow { .. }
+            | ComfyError::Foreign { .. } => Self::LinkLost(failure),
             ComfyError::Status { .. }
             | ComfyError::NotFound { .. }
             | ComfyError::TooBig { .. }

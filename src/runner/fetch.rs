@@ -347,7 +347,9 @@ impl From<StoreFileError> for FetchError {
 impl From<ComfyError> for FetchError {
     fn from(error: ComfyError) -> Self {
         match &error {
-            ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } => Self::Step(error.into()),
+            ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } | ComfyError::TooSlow { .. } => {
+                Self::Step(error.into())
+            }
             _ => Self::Retry { cause: error.to_string(), may_pass: error.is_transient() },
         }
     }

@@ -116,7 +116,7 @@ impl Link {
     pub(super) async fn transfer(&self) -> Result<Result<Transfer, String>, StepError> {
         match self.session.transfer().await {
             Ok(transfer) => Ok(Ok(transfer)),
-            Err(error @ SshError::SftpMissing { .. }) => Ok(Err(error.to_string())),
+            Err(error @ (SshError::SftpMissing { .. } | SshError::SftpBroken { .. })) => Ok(Err(error.to_string())),
             Err(error) => Err(error.into()),
         }
     }

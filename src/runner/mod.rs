@@ -187,12 +187,7 @@ impl Runner {
         let runner = Self { inner: Arc::new(inner) };
         let has_begun = |state: &Arc<WorkflowState>| state.phase() > Some(Phase::Waiting);
         let (begun, waiting): (Vec<_>, Vec<_>) = runner.inner.store.active().into_iter().partition(has_begun);
-        let mut names = HashMap::new();
-        let mut box_name = |state: &WorkflowState| {
-            let connection = &state.request.ssh_connection;
-            let name = || runner.inner.pool.box_name(connection);
-            names.entry(connection.clone()).or_insert_with(name).clone()
-        };
+        let box_name = |state: &WorkflowState| runner.inner.pool.box_name(&state.request.ssh_connection);
         for state in begun {
             tracing::info!(workflow.id = %state.id, prompt.id = %state.prompt_id, "going on with a workflow");
             runner.spawn(&state.id, runner.inner.line.go_on(box_name(&state), state.caller.clone()));

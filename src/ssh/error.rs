@@ -147,6 +147,15 @@ pub enum SshError {
         /// What happened when it was asked for.
         reason: String,
     },
+    /// The box has an SFTP server that does not speak SFTP.
+    #[error(
+        "{address} begins SFTP with something else, or ends it at once; is the program there that `Subsystem sftp` in its \
+         sshd_config names, and does no start-up file of the shell (such as .bashrc) print text?"
+    )]
+    SftpBroken {
+        /// `host:port` of the SSH server.
+        address: String,
+    },
     /// A connection that stood is gone.
     #[error("the connection to {address} was lost: {reason}")]
     ConnectionLost {
@@ -228,7 +237,7 @@ pub enum SshErrorKind {
     ForwardingRefused,
     /// The forward stands, but nothing listens behind it.
     PortClosed,
-    /// No SFTP on the box.
+    /// No SFTP on the box, or none that works.
     SftpMissing,
     /// The host is none of those that are allowed.
     HostRefused,
@@ -258,7 +267,7 @@ impl SshError {
             Self::FileRefused { .. } => SshErrorKind::FileRefused,
             Self::ForwardingRefused { .. } => SshErrorKind::ForwardingRefused,
             Self::PortClosed { .. } => SshErrorKind::PortClosed,
-            Self::SftpMissing { .. } => SshErrorKind::SftpMissing,
+            Self::SftpMissing { .. } | Self::SftpBroken { .. } => SshErrorKind::SftpMissing,
             Self::Jump { source, .. } => source.kind(),
             Self::Config { .. } => SshErrorKind::Config,
             Self::Local { .. } | Self::Closed => SshErrorKind::Local,
@@ -285,6 +294,7 @@ impl SshError {
             | Self::FileRefused { .. }
             | Self::ForwardingRefused { .. }
             | Self::SftpMissing { .. }
+            | Self::SftpBroken { .. }
             | Self::Config { .. }
             | Self::Local { .. }
             | Self::Closed => false,

@@ -36,6 +36,7 @@ mod session;
 mod settings;
 mod sftp;
 mod socket_folder;
+mod step;
 mod target;
 mod transfer;
 mod transfer_error;

@@ -123,7 +123,10 @@ async fn open(connection: &Arc<Connection>) -> Result<SftpChannel, OpenError> {
     match timeout(CHANNEL_DEADLINE, SftpSession::new_with_config(stream, config)).await {
         Ok(Ok(client)) => Ok(SftpChannel { client, traffic }),
         Ok(Err(_)) if connection.is_closed() => Err(OpenError::Failed(connection.lost())),
-        Ok(Err(error)) => Err(OpenError::Failed(missing(connection, &format!("its SFTP server fails: {error}")))),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "SFTP begins with something else");
+            Err(OpenError::Failed(SshError::SftpBroken { address: connection.address.clone() }))
+        }
         Err(_) => Err(OpenError::Failed(SshError::TimedOut {
             address: connection.address.clone(),
             what: "starting SFTP",

@@ -7,7 +7,7 @@
 
 use std::{
     fmt,
-    io::{self, SeekFrom},
+    io::SeekFrom,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,17 +24,19 @@ use tokio::{
     fs::File as LocalFile,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
     sync::OwnedSemaphorePermit,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
-use super::{Session, SshError, TransferError, checksum, connection::Connection, sftp::SftpChannel};
+use super::{
+    Session, SshError, TransferError, checksum,
+    connection::Connection,
+    sftp::SftpChannel,
+    step::{Failure, bounded},
+};
 use crate::text::clip;
 
 /// When nothing has moved for so long, a transfer has failed.
 pub(super) const STALL: Duration = Duration::from_secs(30);
-/// The longest that one request may take while bytes move, in which others stand in line before it. Bytes that answer
-/// nothing count for nothing then.
-const LONGEST_STEP: Duration = Duration::from_secs(600);
 /// How long finding out why a write failed may take.
 const INQUIRY: Duration = Duration::from_secs(10);
 /// What OpenSSH reads and writes at once (255 KiB).
@@ -287,17 +289,9 @@ impl Transfer {
                 None => std::future::pending().await,
             }
         };
-        let failure = tokio::select! {
-            biased;
-            result = step => match result {
-                Ok(done) => return Ok(done),
-                Err(failure) => failure,
-            },
-            () = self.connection.gone.cancelled() => Failure::Sftp(SftpError::IO(String::new())),
-            () = stalled => Failure::Sftp(SftpError::Timeout),
-            () = sleep(LONGEST_STEP) => {
-                Failure::Sftp(SftpError::IO(format!("no answer for {} s", LONGEST_STEP.as_secs())))
-            }
+        let failure = match bounded(step, self.connection.gone.cancelled(), stalled).await {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
         };
         Err(self.explain(path, failure))
     }
@@ -318,12 +312,16 @@ impl Transfer {
                 self.broken.store(true, Ordering::Relaxed);
                 TransferError::Stalled { path }
             }
-            SftpError::IO(reason) | SftpError::UnexpectedBehavior(reason) => {
+            error @ (SftpError::IO(_) | SftpError::UnexpectedBehavior(_)) => {
                 self.broken.store(true, Ordering::Relaxed);
                 let source = if self.connection.is_closed() {
                     self.connection.lost()
                 } else {
-                    let reason = format!("its SFTP server ended ({reason})");
+                    let reason = match error {
+                        SftpError::IO(reason) => format!("SFTP fails there: {reason}"),
+                        // Of the library's own channels, in words that help nobody.
+                        _ => "its SFTP server ended, or sent something that is not SFTP".to_owned(),
+                    };
                     SshError::ConnectionLost { address: self.connection.address.clone(), reason }
                 };
                 TransferError::ConnectionLost { path, source }
@@ -354,28 +352,5 @@ impl Drop for Transfer {
 impl fmt::Debug for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transfer").field("address", &self.connection.address).finish_non_exhaustive()
-    }
-}
-
-/// What a step can end with, before it is known what that means.
-enum Failure {
-    Sftp(SftpError),
-    /// The box's words, from where the library keeps only those.
-    Status(String),
-}
-
-impl From<SftpError> for Failure {
-    fn from(error: SftpError) -> Self {
-        Self::Sftp(error)
-    }
-}
-
-/// russh-sftp's files wrap its errors into I/O errors, and statuses into their bare texts.
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<SftpError>()) {
-            Some(inner) => Self::Sftp(inner.clone()),
-            None => Self::Status(error.to_string()),
-        }
     }
 }

@@ -173,7 +173,11 @@ async fn a_file_that_changes_under_way_is_fetched_anew_also_without_checksums() 
         let (folder, other) = (stage.service.output_dir(), content(2));
         let id = stage.start_with_output(&content(1), &folder).await;
         stage.stall_half_way(&folder).await;
-        fs::write(stage.sandbox.output_dir().join("big.bin"), &other).unwrap();
+        let file = stage.sandbox.output_dir().join("big.bin");
+        fs::write(&file, &other).unwrap();
+        // SFTP tells whole seconds: within one of them, and of one size, two contents look the same.
+        let later = std::time::SystemTime::now() + Duration::from_secs(2);
+        fs::File::options().write(true).open(&file).unwrap().set_modified(later).unwrap();
         stage.sandbox.faults().stall_ssh(false);
         assert_is_here(&stage.completed(&id).await, &other);
     }

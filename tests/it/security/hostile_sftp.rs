@@ -143,3 +143,20 @@ async fn a_checksum_that_lies_or_never_ends_harms_nobody() {
     }
     siege.assert_held(&[PICTURE]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_greeting_that_is_none_is_told_so_that_it_can_be_mended() {
+    let siege = Siege::begin().await;
+    let chatty = Rogue::new().sftp(|mut stream| async move {
+        stream.write_all(b"Welcome to your rented box!\r\n").await.ok();
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.ok();
+    });
+    let ended = Rogue::new().sftp(|mut stream| async move { drop(stream.shutdown().await) });
+    for done in join_all([chatty, ended].map(|rogue| siege.run_with_file(rogue))).await {
+        assert_eq!(done["status"], "completed", "{done:#}");
+        let warnings = done["warnings"].to_string();
+        assert!(warnings.contains("does no start-up file of the shell (such as .bashrc) print text?"), "{warnings}");
+        assert!(!warnings.contains("RecvError"), "{warnings}");
+    }
+    siege.assert_held(&[PICTURE]);
+}
