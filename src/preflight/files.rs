@@ -1,6 +1,6 @@
 //! Input files that nodes name.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::Path};
 
 use serde_json::Value;
 
@@ -34,8 +34,12 @@ pub struct Annotated {
 pub fn annotated(value: &str) -> Annotated {
     let folders = [("[output]", Folder::Output), ("[input]", Folder::Input), ("[temp]", Folder::Temp)];
     let named = folders.into_iter().find_map(|(mark, folder)| Some((value.strip_suffix(mark)?, folder)));
-    let (path, folder) = named.map_or((value, Folder::Input), |(path, folder)| (path.trim_end(), folder));
+    // One more character is cut off, whatever it is; usually a blank.
+    let without_last = |path: &str| path.char_indices().next_back().map_or(0, |(at, _)| at);
+    let named = named.map(|(path, folder)| (&path[..without_last(path)], folder));
+    let (path, folder) = named.unwrap_or((value, Folder::Input));
     let (subfolder, filename) = path.rsplit_once('/').unwrap_or(("", path));
+    let subfolder = if subfolder.is_empty() && path.starts_with('/') { "/" } else { subfolder };
     Annotated { filename: filename.to_owned(), subfolder: subfolder.to_owned(), folder }
 }
 
@@ -48,7 +52,10 @@ impl Place<'_> {
         if is_choice || checker.known.given.iter().any(|given| given == plain) {
             return;
         }
-        let refuses = self.definition.is_core && REFUSING.contains(&self.node.class_type());
+        let file = annotated(text);
+        // ComfyUI lets folders pass as files; those and paths of Windows are not seen by looking for a file.
+        let is_seen = Path::new(&file.filename).extension().is_some() && !text.contains('\\');
+        let refuses = is_seen && self.definition.is_core && REFUSING.contains(&self.node.class_type());
         let severity = if refuses { self.severity() } else { Severity::Warning };
         let message = format!("{name} names {}, which is neither given nor on the box", shown(value));
         let given = checker.known.given.iter().cloned();
@@ -57,7 +64,7 @@ impl Place<'_> {
         let hint = if there.is_empty() { String::new() } else { format!(", or {}", checker.suggestion(text, &there)) };
         let hint = format!("give the file with the workflow{hint}");
         let missing = self.finding(severity, FindingCode::MissingInputFile, name, message).with_hint(hint);
-        checker.report.files.push(FileReference { file: annotated(text), missing });
+        checker.report.files.push(FileReference { file, missing });
     }
 }
 
@@ -90,7 +97,10 @@ mod tests {
             ("a.png", "", "a.png", Folder::Input),
             ("a.png [input]", "", "a.png", Folder::Input),
             ("x/y/a.png [output]", "x/y", "a.png", Folder::Output),
-            ("clipspace/a b.png[temp]", "clipspace", "a b.png", Folder::Temp),
+            ("clipspace/a b.png [temp]", "clipspace", "a b.png", Folder::Temp),
+            ("a.png_[input]", "", "a.png", Folder::Input),
+            ("[output]", "", "", Folder::Output),
+            ("/a.png", "/", "a.png", Folder::Input),
         ] {
             assert_eq!(read(value), (subfolder.to_owned(), filename.to_owned(), folder), "{value}");
         }

@@ -19,7 +19,7 @@ pub(crate) fn look(input: &[u8]) {
         randomize_seeds: document["randomize_seeds"] == true,
     };
     let (before, seeds) = (graph.clone(), graph.seeds());
-    if edits.apply(&mut graph, &seeds, || 7).is_err() {
+    if edits.apply(&mut graph, &seeds, &definitions, || 7).is_err() {
         assert_eq!(graph, before);
     }
     let given: Vec<String> =

@@ -11,7 +11,7 @@ use crate::workflow::{Finding, FindingCode, InputDefinition, InputKind, NodeId, 
 
 /// Whether every version of ComfyUI looks at an input under the name that the definition has for it.
 pub(super) fn is_static(input: &InputDefinition) -> bool {
-    matches!(input.kind, InputKind::Socket | InputKind::Widget(_))
+    matches!(input.kind, InputKind::Socket | InputKind::Widget(_)) && !input.type_name.starts_with("COMFY_DYNAMIC")
 }
 
 impl Place<'_> {
@@ -53,7 +53,9 @@ impl Place<'_> {
         let unknown = inputs.keys().filter(|key| self.definition.input(key).is_none()).cloned().collect::<Vec<_>>();
         let hint = checker.suggestion(name, &unknown);
         let hint = if hint.starts_with("did you") { hint } else { String::new() };
-        checker.report(self.finding(self.severity(), FindingCode::RequiredInputMissing, name, message).with_hint(hint));
+        // A choice that is not made brings nothing, not even itself (`_expand_schema_for_dynamic` in `_io.py`).
+        let severity = if is_static(input) { self.severity() } else { Severity::Warning };
+        checker.report(self.finding(severity, FindingCode::RequiredInputMissing, name, message).with_hint(hint));
     }
 
     /// What a choice brings with it. How a value without an entry is taken depends on the version.
@@ -66,7 +68,8 @@ impl Place<'_> {
         inputs: &Map<String, Value>,
     ) {
         let key = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        match options.iter().find(|(option, _)| *option == key) {
+        // No text equals a number, so that brings nothing.
+        match options.iter().find(|(option, _)| value.is_string() && *option == key) {
             Some((_, brought)) => self.section(checker, brought, &format!("{name}."), inputs),
             None if value.is_array() => {}
             None => {
@@ -134,9 +137,11 @@ impl Place<'_> {
             return wrong(severity, FindingCode::MissingLinkSource, message);
         };
         let Some(definition) = checker.known.definitions.class(node.class_type()) else { return Ok(None) };
+        // Packs have lists of outputs that never end, or that give the same for whatever they are asked.
+        let of_slot = if definition.is_core { severity } else { Severity::Warning };
         let Some(slot) = slot.as_i64().or_else(|| slot.as_bool().map(i64::from)) else {
             let message = format!("{name} is linked to output {} of node {id}, which is no whole number", shown(slot));
-            return wrong(severity, FindingCode::BadLinkedInput, message);
+            return wrong(of_slot, FindingCode::BadLinkedInput, message);
         };
         // Python counts from the end where the number is negative.
         let count = i64::try_from(definition.outputs.len()).unwrap_or(i64::MAX);
@@ -144,11 +149,9 @@ impl Place<'_> {
         match usize::try_from(place).ok().and_then(|place| definition.outputs.get(place)) {
             Some(type_name) => Ok(Some(Received { id, type_name: type_name.clone(), is_core: definition.is_core })),
             None => {
-                // Packs have lists of outputs that never end.
-                let severity = if definition.is_core { severity } else { Severity::Warning };
                 let message =
                     format!("{name} is linked to output {slot} of node {id}, which has {count}, counted from 0");
-                wrong(severity, FindingCode::BadLinkedInput, message)
+                wrong(of_slot, FindingCode::BadLinkedInput, message)
             }
         }
     }

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::inputs::is_static;
-use crate::workflow::{Graph, Node, NodeDefinition, NodeDefinitions, NodeId};
+use crate::workflow::{Graph, Node, NodeDefinition, NodeDefinitions, NodeId, definition::is_truthy};
 
 /// How sure it is that ComfyUI looks at a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,13 +42,30 @@ impl Reach {
         for output in &outputs {
             walk.from(output, |id| _ = nodes.insert(id.clone(), Reached::Certainly));
         }
-        let circles = walk.circles;
+        let mut circles = walk.circles;
+        if graph.nodes().any(|(_, node)| rewrites(node)) {
+            nodes.values_mut().for_each(|reached| *reached = Reached::Perhaps);
+            circles.clear();
+        }
         let all = |node: &Node| node.inputs().filter_map(source).collect();
         let mut walk = Walk { graph, sources: all, seen: HashMap::new(), circles: Vec::new() };
         for output in &outputs {
             walk.from(output, |id| _ = nodes.entry(id.clone()).or_insert(Reached::Perhaps));
         }
         Self { nodes, circles }
+    }
+}
+
+/// Switches of the Impact pack cut links out of the prompt before ComfyUI looks at it (`onprompt_for_switch` in
+/// `impact_server.py`; older versions without asking for `sel_mode`).
+fn rewrites(node: &Node) -> bool {
+    let by_mode = || node.inputs().any(|(name, value)| name == "sel_mode" && is_truthy(value));
+    match node.class_type() {
+        "ImpactInversedSwitch" => true,
+        "ImpactSwitch" | "LatentSwitch" | "SEGSSwitch" | "ImpactMakeImageList" | "ImpactConditionalBranchSelMode" => {
+            by_mode()
+        }
+        _ => false,
     }
 }
 

@@ -6,17 +6,16 @@ use super::*;
 
 /// Two classes of ComfyUI's own, one of them with a check of its own, and one of a pack.
 fn definitions() -> NodeDefinitions {
-    let core = |input: Value, output: Value, output_node: bool| json!({"input": input, "output": output, "output_node": output_node, "python_module": "nodes"});
+    let core = |input: Value, output: Value, output_node: bool| json!({"input": input, "output": output, "output_node": output_node, "python_module": "comfy_extras.nodes_v3"});
     let sampler = json!({"required": {
         "model": ["MODEL"], "seed": ["INT", {"min": 0, "max": 18_446_744_073_709_551_615_u64}],
         "cfg": ["FLOAT", {"min": 0.0, "max": 100.0}], "sampler_name": [["euler", "dpmpp_2m"]]}});
-    let mut grows = core(
+    let grows = core(
         json!({"required": {"images": ["COMFY_AUTOGROW_V3", {"template": {"min": 1}}], "mode": ["COMFY_DYNAMICCOMBO_V3",
-            {"options": [{"key": "big", "inputs": {"required": {"width": ["INT", {"min": 16}]}}}]}]}}),
+            {"options": [{"key": "5", "inputs": {"required": {"height": ["INT"]}}}, {"key": "big", "inputs": {"required": {"width": ["INT", {"min": 16}]}}}]}]}}),
         json!(["IMAGE"]),
         false,
     );
-    grows["python_module"] = json!("comfy_extras.nodes_v3");
     NodeDefinitions::read(&json!({
         "Loader": core(json!({"required": {"name": [["a.safetensors", "b.safetensors"]]}}), json!(["MODEL", "CLIP"]), false),
         "Sampler": core(sampler.clone(), json!(["LATENT"]), false),
@@ -24,6 +23,8 @@ fn definitions() -> NodeDefinitions {
         "Save": core(json!({"required": {"latent": ["LATENT"]}, "optional": {"image": ["IMAGE"], "any": ["*"]}}), json!([]), true),
         "PackSampler": {"input": sampler, "output": ["LATENT"], "output_node": false, "python_module": "custom_nodes.pack"},
         "Grows": grows,
+        "Registered": {"input": {"required": {"n": ["INT", {"max": 1}]}}, "output": ["LATENT"], "output_node": false,
+                       "python_module": "nodes"},
     }))
 }
 
@@ -171,6 +172,11 @@ fn choices_that_bring_inputs_are_followed_and_what_grows_is_counted() {
         short(&report(&graph, &[])),
         ["warning required_input_missing 4 images", "error required_input_missing 4 mode.width"]
     );
+    // What ComfyUI does not take for a choice that it has brings nothing, not even the choice itself.
+    graph["4"]["inputs"] = json!({"mode": 5, "images.a": ["1", 0]});
+    assert_eq!(short(&report(&graph, &[])), ["warning value_not_in_list 4 mode"]);
+    graph["4"]["inputs"] = json!({"images.a": ["1", 0]});
+    assert_eq!(short(&report(&graph, &[])), ["warning required_input_missing 4 mode"]);
     graph["4"]["inputs"] = json!({"mode": "small", "images.a": ["1", 0]});
     assert_eq!(short(&report(&graph, &[])), ["warning value_not_in_list 4 mode"]);
 }
@@ -185,4 +191,28 @@ fn circles_are_found_once_and_however_deep_a_graph_is() {
     let link = |n: usize| json!({"class_type": "Save", "inputs": {"latent": [format!("{}", n + 1), 0]}});
     let deep: Value = (0..50_000).map(|n| (n.to_string(), link(n))).collect();
     assert_eq!(short(&report(&deep, &[])).len(), 200);
+}
+
+/// A pack that registers a class past ComfyUI's loader has `nodes` for its module, too.
+#[test]
+fn a_class_that_is_not_in_nodes_py_is_no_class_of_comfyui() {
+    let mut graph = sound();
+    graph["2"] = json!({"class_type": "Registered", "inputs": {"n": 7}});
+    assert_eq!(short(&report(&graph, &[])), ["warning value_bigger_than_max 2 n"]);
+    graph["3"]["inputs"]["latent"] = json!(["2", "first"]);
+    assert!(short(&report(&graph, &[])).contains(&"warning bad_linked_input 3 latent".to_owned()));
+    let listed = json!({"input": {}, "output": ["LATENT"], "output_node": false, "python_module": "nodes"});
+    let known = NodeDefinitions::read(&json!({"KSampler": listed, "Registered": listed}));
+    assert!(known.class("KSampler").unwrap().is_core && !known.class("Registered").unwrap().is_core);
+}
+
+#[test]
+fn behind_switches_that_cut_links_nothing_is_certain() {
+    let mut graph = sound();
+    graph["2"]["inputs"]["cfg"] = json!("x");
+    assert_eq!(short(&report(&graph, &[])), ["error invalid_input_type 2 cfg"]);
+    graph["4"] = json!({"class_type": "ImpactSwitch", "inputs": {"sel_mode": true, "select": 1}});
+    assert!(short(&report(&graph, &[])).contains(&"warning invalid_input_type 2 cfg".to_owned()));
+    graph["4"]["inputs"]["sel_mode"] = json!(false);
+    assert!(short(&report(&graph, &[])).contains(&"error invalid_input_type 2 cfg".to_owned()));
 }

@@ -81,9 +81,19 @@ pub(super) async fn settle(
         StepError::Fatal(refusal(message, vec![finding]))
     };
     check_places(link, &source.edits, &settled).await?;
+    settled.known = seed_definitions(link, &seeds, &settled).await?;
     // Of such an id the lower half is random but for its first bits.
-    source.edits.apply(&mut settled.graph, &seeds, || uuid::Uuid::new_v4().as_u64_pair().1).map_err(refused)?;
+    let random = || uuid::Uuid::new_v4().as_u64_pair().1;
+    source.edits.apply(&mut settled.graph, &seeds, &settled.known, random).map_err(refused)?;
     Ok(settled)
+}
+
+/// The definitions that tell how large seeds may be.
+async fn seed_definitions(link: &Link, seeds: &[Seed], settled: &Settled) -> Result<NodeDefinitions, StepError> {
+    let node = |place: &Place| settled.graph.node(&place.node);
+    let classes = seeds.iter().flatten().filter_map(|place| Some(node(place)?.class_type().to_owned())).collect();
+    let known = BoxFacts::ask(link, &classes, settled.known.clone()).await?;
+    Ok(known.definitions.map_or_else(|| settled.known.clone(), Arc::unwrap_or_clone))
 }
 
 /// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it.

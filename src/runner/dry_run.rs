@@ -38,6 +38,9 @@ const ASK: Duration = Duration::from_secs(240);
 /// Boxes that are looked at at once.
 static LOOKS: Semaphore = Semaphore::const_new(8);
 
+/// Conversions at once that ask no box, and so need not wait for slow ones.
+static CONVERSIONS: Semaphore = Semaphore::const_new(8);
+
 /// What would become of a request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DryRun {
@@ -266,7 +269,8 @@ pub(super) async fn convert(
             document_in(value.to_string().as_bytes()).map_err(|error| format!("The workflow {error}"))
         }
     };
-    let _turn = LOOKS.acquire().await.ok();
+    let asks_box = request.ssh_connection.is_some() && request.object_info_file.is_none();
+    let _turn = if asks_box { &LOOKS } else { &CONVERSIONS }.acquire().await.ok();
     let ((document, workflow_format), _) = in_turn(move |_| read()).await?;
     if let Document::Graph(graph) = &document {
         return Ok(Converted { workflow_format, prompt: graph.to_value(), findings: Vec::new() });
@@ -289,6 +293,11 @@ pub(super) async fn convert(
     Ok(Converted { workflow_format, prompt: graph.to_value(), findings })
 }
 
+/// Why a file is not what it should be, without anything of what it is: it may be any file.
+fn why(error: &serde_json::Error) -> String {
+    if error.is_data() { "it is no JSON object of classes, or too large".to_owned() } else { error.to_string() }
+}
+
 async fn convert_with_file(
     document: Document,
     path: String,
@@ -300,7 +309,7 @@ async fn convert_with_file(
         let Document::Ui(document) = document else { return Err("is converted already".to_owned()) };
         let content = read_bounded(&path, "Node definitions", "object_info_file", &rules)?;
         let definitions = NodeDefinitions::parse(&content)
-            .map_err(|error| format!("Field object_info_file: {path} holds no node definitions: {error}"))?;
+            .map_err(|error| format!("Field object_info_file: {path} holds no node definitions: {}", why(&error)))?;
         Ok(conversion::convert(&document, &definitions, &prepared))
     };
     let refused = |error: ConvertError| {

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::own_classes::is_own;
 use crate::json::{Bounded, parse_lenient_as};
 
 /// Inputs of node packs that add their upload button in the browser and say nothing about it in the definition
@@ -189,7 +190,7 @@ impl NodeDefinition {
                 .and_then(Value::as_str)
                 .filter(|name| !name.is_empty())
                 .map(Into::into),
-            is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
+            is_core: is_own(class, module),
             is_api_node: module.starts_with("comfy_api_nodes"),
             output_node: raw.get("output_node").is_some_and(is_truthy),
             is_whole: raw.get("output_node").is_some_and(Value::is_boolean)

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
-use super::{graph::Graph, id::NodeId};
+use super::{definition::NodeDefinitions, graph::Graph, id::NodeId};
 use crate::text::clip_to;
 
 /// ComfyUI's front end draws seeds below this, so that JavaScript has all their digits.
@@ -74,16 +74,23 @@ impl Edits {
     }
 
     /// Makes the changes. `seeds` are the inputs that get new values where that is asked for, one for each list; a seed
-    /// that is a parameter too keeps the parameter's.
+    /// that is a parameter too keeps the parameter's. They lie within what `known` allows.
     ///
     /// # Errors
     /// As [`places`](Self::places); then the graph is as it was.
-    pub fn apply(&self, graph: &mut Graph, seeds: &[Seed], mut random: impl FnMut() -> u64) -> Result<(), String> {
+    pub fn apply(
+        &self,
+        graph: &mut Graph,
+        seeds: &[Seed],
+        known: &NodeDefinitions,
+        mut random: impl FnMut() -> u64,
+    ) -> Result<(), String> {
         let places: Vec<(Place, Value)> =
             self.places(graph)?.into_iter().map(|(place, value)| (place, literal(value))).collect();
         if self.randomize_seeds {
             for places in seeds {
-                let seed = random() % SEED_END;
+                let (least, end) = range(places, graph, known);
+                let seed = least + random() % (end - least);
                 places.iter().for_each(|place| graph.set_input(place, json!(seed)));
             }
         }
@@ -92,6 +99,24 @@ impl Edits {
         }
         Ok(())
     }
+}
+
+/// From where to where a seed may go that all these inputs take; the end is not part of it.
+fn range(places: &[Place], graph: &Graph, known: &NodeDefinitions) -> (u64, u64) {
+    let bound = |place: &Place, key: &str| {
+        let input = known.class(graph.node(&place.node)?.class_type())?.input(&place.input)?;
+        let bound = input.option(key)?;
+        bound.as_u64().or_else(|| whole(bound))
+    };
+    let least = places.iter().filter_map(|place| bound(place, "min")).max().unwrap_or(0).min(SEED_END - 1);
+    let most = places.iter().filter_map(|place| bound(place, "max")).min().unwrap_or(u64::MAX);
+    (least, most.saturating_add(1).clamp(least + 1, SEED_END))
+}
+
+/// Packs write bounds as real numbers, too.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it goes to the nearest that there is")]
+fn whole(bound: &Value) -> Option<u64> {
+    bound.as_f64().map(|bound| bound as u64)
 }
 
 /// A list would be taken for a link.
@@ -168,7 +193,7 @@ mod tests {
     fn set(name: &str, value: Value) -> Result<Value, String> {
         let edits = Edits { parameters: Map::from_iter([(name.to_owned(), value)]), randomize_seeds: false };
         let mut graph = graph();
-        edits.apply(&mut graph, &[], || 0).map(|()| graph.to_value())
+        edits.apply(&mut graph, &[], &NodeDefinitions::default(), || 0).map(|()| graph.to_value())
     }
 
     #[test]
@@ -211,10 +236,35 @@ mod tests {
             next -= 1;
             next
         };
-        Edits { parameters, randomize_seeds: true }.apply(&mut graph, &seeds, random).unwrap();
+        Edits { parameters, randomize_seeds: true }
+            .apply(&mut graph, &seeds, &NodeDefinitions::default(), random)
+            .unwrap();
         let value = graph.to_value();
         assert_eq!(value["3"]["inputs"]["seed"], 42);
         assert_eq!(value["57:3"]["inputs"]["noise_seed"], (1_u64 << 50) - 3);
         assert_eq!(value["57:3"]["inputs"]["seed"], json!(["9", 0]));
+    }
+
+    /// Many nodes of paid services and of packs take no more than 31 or 32 bits.
+    #[test]
+    fn new_seeds_are_no_larger_than_the_node_takes() {
+        let definition =
+            |bounds: Value| json!({"input": {"required": {"seed": ["INT", bounds]}}, "output_node": false});
+        for (bounds, seed) in [
+            (json!({"min": 0, "max": 9}), 5),
+            (json!({"min": 3, "max": 9}), 3 + u64::MAX % 7),
+            (json!({"min": -1, "max": 9.0}), 5),
+            (json!({"min": 7, "max": 7}), 7),
+            (json!({"min": 7, "max": 2}), 7),
+            (json!({"max": u64::MAX}), SEED_END - 1),
+            (json!({"min": u64::MAX}), SEED_END - 1),
+            (json!({}), SEED_END - 1),
+        ] {
+            let known = NodeDefinitions::read(&json!({"KSampler": definition(bounds.clone())}));
+            let (mut graph, seeds) = (graph(), vec![vec![Place { node: "3".into(), input: "seed".into() }]]);
+            let edits = Edits { randomize_seeds: true, ..Edits::default() };
+            edits.apply(&mut graph, &seeds, &known, || u64::MAX).unwrap();
+            assert_eq!(graph.to_value()["3"]["inputs"]["seed"], seed, "{bounds}");
+        }
     }
 }

@@ -18,6 +18,7 @@ pub mod id;
 pub mod inputs;
 pub mod node;
 pub mod output;
+mod own_classes;
 pub mod request;
 pub mod secrets;
 pub mod source;

@@ -108,7 +108,9 @@ impl Source {
     /// Says what the content is instead.
     pub fn parse_kept(content: &[u8]) -> Result<Self, GraphError> {
         let value = parse_lenient(content)?;
-        if value.get("comfy_remote_edits").is_none() {
+        // A node of a graph can be called anything.
+        let is_kept = value.get("comfy_remote_edits").is_some_and(|edits| edits.get("class_type").is_none());
+        if !is_kept || value.get("workflow").is_none() {
             return Document::read(value).map(Self::from);
         }
         let Kept { comfy_remote_edits: edits, workflow } = serde_json::from_value(value)?;
@@ -149,6 +151,7 @@ mod tests {
     fn a_file_of_either_form_is_kept_as_it_is() {
         for (text, format) in [
             (r#"{"1":{"class_type":"A","inputs":{"seed":18446744073709551615}}}"#, WorkflowFormat::Api),
+            (r#"{"comfy_remote_edits":{"class_type":"A"},"workflow":{"class_type":"B"}}"#, WorkflowFormat::Api),
             (r#"{"last_node_id":1,"nodes":[{"id":1,"type":"A"}],"links":[],"version":0.4}"#, WorkflowFormat::Ui),
         ] {
             let document = Document::parse(text.as_bytes()).unwrap();

@@ -276,6 +276,8 @@ async fn a_workflow_is_converted_over_http_for_a_box_or_with_a_file() {
         refused["findings"][0]["hint"].as_str().unwrap().starts_with("did you mean \"RigManyImages\"?"),
         "{refused}"
     );
+    // Nothing of a file is told that is something else.
+    let pin = file("pin.txt", &json!(271_828));
     for (body, status) in [
         (json!({"workflow": saved("fixed")}), StatusCode::BAD_REQUEST),
         (json!({}), StatusCode::BAD_REQUEST),
@@ -283,8 +285,10 @@ async fn a_workflow_is_converted_over_http_for_a_box_or_with_a_file() {
         (json!({"workflow": {}, "workflow_file": "x"}), StatusCode::BAD_REQUEST),
         (json!({"workflow_file": "/nowhere/x.json"}), StatusCode::BAD_REQUEST),
         (json!({"workflow": saved("fixed"), "ssh_connection": "ssh -p 1 root@127.0.0.1"}), StatusCode::BAD_GATEWAY),
+        (json!({"workflow": saved("fixed"), "object_info_file": pin}), StatusCode::BAD_REQUEST),
     ] {
         let (answered, answer) = convert(body).await;
+        assert!(!answer["message"].as_str().unwrap().contains("271828"), "{answer}");
         assert_eq!((answered, &answer["success"]), (status, &json!(false)), "{answer}");
     }
 }
@@ -369,4 +373,28 @@ async fn a_box_is_asked_once_for_each_class_as_long_as_its_comfyui_stays_up_and_
     // Another start knows nothing of what this one had.
     stage.sandbox.engine().restart().await.unwrap();
     assert!(questions(&stage, &stage.request(&load)).await > 0);
+}
+
+/// As many boxes as are looked at at once say nothing; what needs no box is answered all the same.
+#[tokio::test]
+async fn mute_boxes_keep_no_conversion_waiting() {
+    let stage = Stage::new().await;
+    let mut looks = tokio::task::JoinSet::new();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut request = dry(&stage, &graph());
+        request["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", mute.local_addr().unwrap().port()));
+        request["input_images"] = json!([]);
+        let client = stage.service.client();
+        looks.spawn(async move { client.execute(&request).await });
+        held.push(mute.accept().await.unwrap());
+    }
+    let client = stage.service.client();
+    let body = json!({"workflow": graph()});
+    let convert = client.request(Method::POST, "/comfyui/workflow/convert").json(&body);
+    let converted = tokio::time::timeout(std::time::Duration::from_secs(5), answer(convert)).await;
+    let (status, converted) = converted.unwrap();
+    assert_eq!((status, &converted["prompt"]), (StatusCode::OK, &graph()), "{converted}");
+    assert!(looks.try_join_next().is_none());
 }

@@ -161,6 +161,7 @@ fn packs() -> Vec<Row> {
     without_image["inputs"] = json!({"steps": 1, "step_ms": 0});
     let mut no_number = steps.clone();
     no_number["inputs"]["steps"] = json!("many");
+    let loads = |image| vec![("/1", json!({"class_type": "LoadImage", "inputs": {"image": image}}))];
     vec![
         ("a number that the node allows itself", itself(500, "a", "a"), Fine),
         ("a choice that the node allows itself", itself(1, "z", "b"), Fine),
@@ -171,6 +172,12 @@ fn packs() -> Vec<Row> {
         ("a number of a pack's node too small", vec![("/3", steps)], RefusedAsWarned),
         ("a pack's node without its link", vec![("/3", without_image)], Refused),
         ("no number for a pack's node", vec![("/3", no_number)], Refused),
+        ("a folder for a picture", loads("table_sub"), Fine),
+        ("nothing but a mark for a picture", loads("[output]"), Fine),
+        ("a mark that takes a letter with it", loads("table_sub/deep.pngX[input]"), Fine),
+        ("a mark without a blank", loads("table_sub/deep.png[input]"), Refused),
+        ("a folder anywhere for a picture", loads("/usr"), Fine),
+        ("a number between odd blanks", vec![("/1/inputs/width", json!("\u{1c}16\u{1f}"))], Refused),
         (
             "a picture that is none",
             vec![("/1", json!({"class_type": "LoadImage", "inputs": {"image": 7}}))],
