@@ -83,6 +83,7 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::Rejected(_) => Self::bad_request(error.to_string()),
             runner::ExecuteError::Refused(failure) => Self::of(failure, StatusCode::BAD_REQUEST),
             runner::ExecuteError::Unreachable(failure) => Self::of(failure, StatusCode::BAD_GATEWAY),
+            runner::ExecuteError::Busy => Self::unavailable(error.to_string()),
             runner::ExecuteError::Unknown(_) => Self::not_found(error.to_string()),
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::LineFull(_) => Self::too_many(error.to_string(), ROOM_AFTER_S),

@@ -55,7 +55,7 @@ impl Place<'_> {
         let file = annotated(text);
         // ComfyUI lets folders pass as files; those and paths of Windows are not seen by looking for a file.
         let is_seen = Path::new(&file.filename).extension().is_some() && !text.contains('\\');
-        let refuses = is_seen && self.definition.is_core && REFUSING.contains(&self.node.class_type());
+        let refuses = is_seen && self.definition.is_surely_core && REFUSING.contains(&self.node.class_type());
         let severity = if refuses { self.severity() } else { Severity::Warning };
         let message = format!("{name} names {}, which is neither given nor on the box", shown(value));
         let given = checker.known.given.iter().cloned();

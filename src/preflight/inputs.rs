@@ -22,6 +22,23 @@ impl Place<'_> {
             return;
         };
         self.section(checker, &self.definition.inputs, "", inputs);
+        for (name, value) in inputs.iter().filter(|(name, _)| !self.definition.may_have(name)) {
+            if let Value::Array(link) = value {
+                self.undeclared_link(checker, name, link);
+            }
+        }
+    }
+
+    /// ComfyUI does not look at it before the run, and its worker ends when it meets it then (`ExecutionList.add_node` in
+    /// `comfy_execution/graph.py`, v0.3.75): nothing runs on that box any more.
+    fn undeclared_link(&self, checker: &mut Checker<'_>, name: &str, link: &[Value]) {
+        let [Value::String(source), _] = link else { return };
+        if checker.graph.node(&NodeId::from(source.as_str())).is_none() {
+            let message =
+                format!("{name}, an input that it does not have, is linked to node {source}, which is not there");
+            let finding = self.finding(Severity::Warning, FindingCode::MissingLinkSource, name, message);
+            checker.report(finding.with_hint("take it out: ComfyUI takes the workflow and may then hang"));
+        }
     }
 
     fn section(
@@ -138,7 +155,7 @@ impl Place<'_> {
         };
         let Some(definition) = checker.known.definitions.class(node.class_type()) else { return Ok(None) };
         // Packs have lists of outputs that never end, or that give the same for whatever they are asked.
-        let of_slot = if definition.is_core { severity } else { Severity::Warning };
+        let of_slot = if definition.is_surely_core { severity } else { Severity::Warning };
         let Some(slot) = slot.as_i64().or_else(|| slot.as_bool().map(i64::from)) else {
             let message = format!("{name} is linked to output {} of node {id}, which is no whole number", shown(slot));
             return wrong(of_slot, FindingCode::BadLinkedInput, message);
@@ -147,7 +164,9 @@ impl Place<'_> {
         let count = i64::try_from(definition.outputs.len()).unwrap_or(i64::MAX);
         let place = if slot < 0 { slot + count } else { slot };
         match usize::try_from(place).ok().and_then(|place| definition.outputs.get(place)) {
-            Some(type_name) => Ok(Some(Received { id, type_name: type_name.clone(), is_core: definition.is_core })),
+            Some(type_name) => {
+                Ok(Some(Received { id, type_name: type_name.clone(), is_core: definition.is_surely_core }))
+            }
             None => {
                 let message =
                     format!("{name} is linked to output {slot} of node {id}, which has {count}, counted from 0");

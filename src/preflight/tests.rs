@@ -85,6 +85,7 @@ fn each_kind_of_fault_is_found_where_it_is() {
         ("/2/inputs/model", json!(["1", 1]), "error return_type_mismatch 2 model"),
         ("/2/inputs/sampler_name", json!(["1", 0]), "error return_type_mismatch 2 sampler_name"),
         ("/2/inputs/model", json!("a model"), "warning value_for_link 2 model"),
+        ("/2/inputs/odd", json!(["99", 0]), "warning missing_link_source 2 odd"),
         (
             "/2/inputs",
             json!({"model": ["1", 0], "cfg": 1, "sampler_name": "euler"}),
@@ -203,7 +204,7 @@ fn a_class_that_is_not_in_nodes_py_is_no_class_of_comfyui() {
     assert!(short(&report(&graph, &[])).contains(&"warning bad_linked_input 3 latent".to_owned()));
     let listed = json!({"input": {}, "output": ["LATENT"], "output_node": false, "python_module": "nodes"});
     let known = NodeDefinitions::read(&json!({"KSampler": listed, "Registered": listed}));
-    assert!(known.class("KSampler").unwrap().is_core && !known.class("Registered").unwrap().is_core);
+    assert!(known.class("KSampler").unwrap().is_surely_core && !known.class("Registered").unwrap().is_surely_core);
 }
 
 #[test]

@@ -48,7 +48,7 @@ const VALIDATING: [&str; 12] = [
 /// Whether the node may look at its values itself, and then allow more than its definition does. Nobody can tell of a
 /// node that comes from a pack.
 pub(super) fn may_validate(class: &str, definition: &NodeDefinition) -> bool {
-    !definition.is_core
+    !definition.is_surely_core
         || definition.is_api_node
         || VALIDATING.contains(&class)
         || definition.inputs.iter().any(|input| input.is_upload)

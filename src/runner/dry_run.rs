@@ -7,7 +7,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{
     ExecuteRequest, Options,
@@ -135,12 +135,20 @@ pub struct Converted {
 /// # Errors
 /// When a check that needs no box fails, or the box can't be asked.
 pub async fn dry_run(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<DryRun, ExecuteError> {
-    let _turn = LOOKS.acquire().await.ok();
+    let _turn = turn(&LOOKS).await?;
     let mut admitted = admission::check(request, Purpose::DryRun, options, pool).await?;
     let (target, _) = check_target(&admitted.request.ssh_connection, pool).map_err(ExecuteError::Rejected)?;
     let link = reach(pool, &target, admitted.request.comfyui_port).await?;
     admitted.warnings.extend(link.warnings().iter().cloned());
     in_time(look(&link, admitted, options)).await
+}
+
+/// A place among those that are looked at at once, for which nobody waits long.
+async fn turn(places: &'static Semaphore) -> Result<SemaphorePermit<'static>, ExecuteError> {
+    match tokio::time::timeout(REACH, places.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(ExecuteError::Busy),
+    }
 }
 
 /// A way to a ComfyUI that answers.
@@ -270,7 +278,7 @@ pub(super) async fn convert(
         }
     };
     let asks_box = request.ssh_connection.is_some() && request.object_info_file.is_none();
-    let _turn = if asks_box { &LOOKS } else { &CONVERSIONS }.acquire().await.ok();
+    let _turn = turn(if asks_box { &LOOKS } else { &CONVERSIONS }).await?;
     let ((document, workflow_format), _) = in_turn(move |_| read()).await?;
     if let Document::Graph(graph) = &document {
         return Ok(Converted { workflow_format, prompt: graph.to_value(), findings: Vec::new() });

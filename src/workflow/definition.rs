@@ -106,6 +106,8 @@ pub struct NodeDefinition {
     pub display_name: Option<String>,
     /// Whether it comes with ComfyUI itself rather than with a pack.
     pub is_core: bool,
+    /// Whether that is certain, also where packs register classes in ways that leave no trace.
+    pub is_surely_core: bool,
     /// Whether it asks a paid service on the web; those come with ComfyUI too.
     pub is_api_node: bool,
     /// Whether the class ends a graph: its nodes, and what they need, are what runs.
@@ -190,7 +192,8 @@ impl NodeDefinition {
                 .and_then(Value::as_str)
                 .filter(|name| !name.is_empty())
                 .map(Into::into),
-            is_core: is_own(class, module),
+            is_core: !module.is_empty() && !module.starts_with("custom_nodes"),
+            is_surely_core: is_own(class, module),
             is_api_node: module.starts_with("comfy_api_nodes"),
             output_node: raw.get("output_node").is_some_and(is_truthy),
             is_whole: raw.get("output_node").is_some_and(Value::is_boolean)

@@ -69,7 +69,6 @@ fn values() -> Vec<Row> {
         ("number for a text", set("/4/inputs/filename_prefix", json!(7)), Fine),
         ("object for a text", set("/4/inputs/filename_prefix", json!({"a": 1})), Fine),
         ("unknown input", set("/2/inputs/nothing", json!("x")), Fine),
-        ("broken link on an unknown input", set("/2/inputs/nothing", json!(["99", 0])), Fine),
         ("value missing", set("/1/inputs/width", Value::Null), Refused),
         ("choice missing", set("/2/inputs/crop", Value::Null), Refused),
         ("nothing given", set("/1/inputs", json!({})), Refused),
