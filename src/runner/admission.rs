@@ -53,7 +53,10 @@ pub struct ExecuteRequest {
 impl ExecuteRequest {
     /// Equal for equal requests, in hex digits.
     pub(super) fn fingerprint(&self) -> String {
-        let text = serde_json::to_vec(self).unwrap_or_default();
+        let mut request = self.clone();
+        // In whichever order they are given, they are the same.
+        request.edits.parameters.sort_keys();
+        let text = serde_json::to_vec(&request).unwrap_or_default();
         hex::encode(Sha256::digest(text))
     }
 }

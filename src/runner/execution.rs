@@ -81,7 +81,7 @@ pub(super) enum Collected {
 impl Execution {
     /// Waits for its turn and brings the workflow to a final status. Its place is taken until then, and free as soon
     /// as this ends or is dropped. Dropped half-way, it leaves the prompt on the box running.
-    pub(super) async fn run(self, seat: Seat, cancel: CancellationToken) {
+    pub(super) async fn run(&self, seat: Seat, cancel: CancellationToken) {
         if !seat.has_place() {
             tracing::info!("waits in line");
             // There will be no tunnel soon.

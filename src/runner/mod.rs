@@ -385,7 +385,11 @@ impl Runner {
             tokio::select! {
                 // Looked at first: while tasks end one by one, those in line must not come up and begin.
                 biased;
-                () = runner.inner.shutdown.cancelled() => tracing::info!("left to the next start"),
+                () = runner.inner.shutdown.cancelled() => {
+                    // Of one that has ended, nobody would clean up at the next start.
+                    execution.remove_partial_upload().await;
+                    tracing::info!("left to the next start");
+                }
                 () = execution.run(seat, cancel) => {}
             }
             runner.running().remove(&id);

@@ -198,6 +198,7 @@ fn help<T: Default>(answer: Result<T, ComfyError>) -> Result<T, StepError> {
 
 /// Of the files that nodes name, those that ComfyUI does not see.
 async fn look_for(link: &Link, files: Vec<FileReference>) -> Result<Vec<Finding>, StepError> {
+    let unseen = files.len().saturating_sub(MAX_LOOKS);
     let looks = stream::iter(files.into_iter().take(MAX_LOOKS)).map(|FileReference { file, missing }| async move {
         let file = RemoteFile {
             filename: file.filename,
@@ -212,5 +213,10 @@ async fn look_for(link: &Link, files: Vec<FileReference>) -> Result<Vec<Finding>
         }
     });
     let found: Vec<_> = looks.buffered(LOOKS_AT_ONCE).collect().await;
-    found.into_iter().filter_map(Result::transpose).collect()
+    let mut missing = found.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
+    if unseen > 0 {
+        let message = format!("{unseen} more files that nodes name were not looked for on the box");
+        missing.push(Finding::of_all(Severity::Warning, FindingCode::MissingInputFile, message));
+    }
+    Ok(missing)
 }

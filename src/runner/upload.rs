@@ -161,10 +161,11 @@ impl Execution {
         read(path, &self.options.files).await
     }
 
-    /// After a cancelled upload: removes what had arrived of it, if the box can still be reached.
+    /// After the end of a cancelled upload: removes what had arrived of it, if the box can still be reached.
     pub(super) async fn remove_partial_upload(&self) {
         let Ok(state) = self.state() else { return };
-        if state.submission != Submission::None || state.request.input_images.is_empty() || !state.cancel_requested {
+        let was_cancelled = state.cancel_requested && !state.is_active();
+        if state.submission != Submission::None || state.request.input_images.is_empty() || !was_cancelled {
             return;
         }
         let remove = async {

@@ -23,6 +23,11 @@ fn a_class_without_definition_is_refused_with_node_title_and_hint() {
         (&json!("7"), &json!("Gone"), &json!("My node"))
     );
     assert_eq!(told["hint"], "install the pack that brings it, or mute the node in ComfyUI and save again");
+    for (key, pack) in [("cnr_id", "comfyui-kjnodes"), ("aux_id", "someone/some-nodes")] {
+        let known =
+            Drawing::default().node(7, "Gone", &[], &["IMAGE"], json!([])).with(json!({"properties": {key: pack}}));
+        assert!(known.refusals()[0].hint.starts_with(&format!("install the pack {pack} that brings it")), "{pack}");
+    }
     let error = drawing.convert().unwrap_err().to_string();
     assert!(error.starts_with("cannot be converted: node 7 (My node, Gone): the class Gone is not among"), "{error}");
 }

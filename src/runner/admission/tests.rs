@@ -119,3 +119,13 @@ fn an_output_folder_that_cannot_be_made_is_refused() {
     case.request.output_dir = Some(case.path("a.png/sub"));
     assert!(case.check().unwrap_err().starts_with("Output folder cannot be created: "));
 }
+
+#[test]
+fn a_request_is_the_same_in_whichever_order_its_parameters_are_given() {
+    let request = |names: [&str; 2]| {
+        let parameters = names.into_iter().map(|name| (name.to_owned(), serde_json::json!(name))).collect();
+        ExecuteRequest { edits: Edits { parameters, randomize_seeds: false }, ..ExecuteRequest::default() }
+    };
+    assert_eq!(request(["1.a", "2.b"]).fingerprint(), request(["2.b", "1.a"]).fingerprint());
+    assert_ne!(request(["1.a", "2.b"]).fingerprint(), request(["1.a", "2.c"]).fingerprint());
+}
