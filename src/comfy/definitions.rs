@@ -2,13 +2,11 @@
 //!
 //! Only the classes that a graph uses are asked for: the whole list is tens of megabytes on a furnished box.
 
-use std::{collections::BTreeSet, fmt, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
+use indexmap::IndexMap;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
@@ -98,32 +96,7 @@ impl Client {
 /// The names in an object, whatever they stand for.
 fn names_in(answer: &Answer) -> Result<Vec<String>, ComfyError> {
     answer.success()?;
-    let names: Names = parse_lenient_as(&answer.body).map_err(|error| answer.malformed(error.to_string()))?;
-    Ok(names.0)
-}
-
-struct Names(Vec<String>);
-
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Keys;
-
-        impl<'de> Visitor<'de> for Keys {
-            type Value = Names;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-                let mut names = Vec::new();
-                while let Some((name, IgnoredAny)) = map.next_entry()? {
-                    names.push(name);
-                }
-                Ok(Names(names))
-            }
-        }
-
-        deserializer.deserialize_map(Keys)
-    }
+    let named: IndexMap<String, IgnoredAny> =
+        parse_lenient_as(&answer.body).map_err(|error| answer.malformed(error.to_string()))?;
+    Ok(named.into_keys().collect())
 }
