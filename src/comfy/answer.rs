@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     client::LARGE,
     error::ComfyError,
-    room::{Room, Taken},
+    room::{Claim, Taken},
 };
 use crate::{json::parse_lenient, text::clip};
 
@@ -78,12 +78,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Reads the body, up to `limit` bytes. A large one waits until there is room.
+    /// Reads the body, up to `limit` bytes. [`ComfyError::Crowded`] when it is large and does not come to its room.
     pub(super) async fn read(
         what: &'static str,
         mut response: Response,
         limit: u64,
-        room: &Room,
+        claim: Claim<'_>,
     ) -> Result<Self, ComfyError> {
         let mut answer = Self::head(what, &response);
         let announced = response.content_length();
@@ -99,7 +99,8 @@ impl Answer {
                 return Err(ComfyError::TooBig { what, limit });
             }
             if answer.room.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
-                answer.room = room.take(announced.unwrap_or(limit)).await;
+                let bytes = announced.unwrap_or(limit);
+                answer.room = Some(claim.take(bytes).await.ok_or(ComfyError::Crowded { what, bytes })?);
                 pace = Some(Pace::begin(body.len(), announced));
             }
             body.extend_from_slice(&chunk);

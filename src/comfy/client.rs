@@ -11,19 +11,20 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use reqwest::{Method, RequestBuilder, Response, redirect};
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     answer::Answer,
     error::ComfyError,
     history::{self, HistoryEntry},
     queue::Queue,
-    room::Room,
+    room::{Claim, Room},
 };
 use crate::workflow::{PromptId, WorkflowId};
 
@@ -32,6 +33,9 @@ pub(super) const SMALL: Duration = Duration::from_secs(10);
 
 /// Deadline of a call that reads much: object_info scans model folders, history carries graphs.
 pub(super) const LARGE: Duration = Duration::from_secs(60);
+
+/// How long a call may wait, all in all, until there is room for its large answer.
+const ROOM: Duration = Duration::from_secs(120);
 
 /// Longest JSON body that is taken into memory.
 pub(super) const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -145,10 +149,22 @@ impl Client {
         self.ids.kept.store(kept, Ordering::Relaxed);
     }
 
-    /// A read of a whole body. The path is ready to be sent.
+    /// A read of a whole body. The path is ready to be sent. The deadline is that of each exchange; one whose large
+    /// answer finds no room is made again when there is some.
     pub(super) async fn get(&self, what: &'static str, path: &str, deadline: Duration) -> Result<Answer, ComfyError> {
-        let attempt = || self.exchange(what, self.request(Method::GET, path));
-        within(what, deadline, repeated(attempt)).await
+        let until = Instant::now() + ROOM;
+        let mut turn = None;
+        loop {
+            let claim = Claim::AtOnce(&self.room, turn.as_ref());
+            let attempt = || self.exchange(what, self.request(Method::GET, path), claim);
+            let (bytes, crowded) = match within(what, deadline, repeated(attempt)).await {
+                Err(crowded @ ComfyError::Crowded { bytes, .. }) => (bytes, crowded),
+                result => return result,
+            };
+            // Not while one's own is in the way.
+            drop(turn);
+            turn = Some(timeout_at(until, self.room.turn(bytes)).await.map_err(|_| crowded)?);
+        }
     }
 
     /// A JSON document, sent once.
@@ -159,26 +175,32 @@ impl Client {
         body: &impl Serialize,
         deadline: Duration,
     ) -> Result<Answer, ComfyError> {
-        within(what, deadline, self.exchange(what, self.request(Method::POST, path).json(body))).await
+        let request = self.request(Method::POST, path).json(body);
+        within(what, deadline, self.exchange(what, request, Claim::Patient(&self.room))).await
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
     }
 
-    async fn exchange(&self, what: &'static str, request: RequestBuilder) -> Result<Answer, ComfyError> {
+    async fn exchange(
+        &self,
+        what: &'static str,
+        request: RequestBuilder,
+        claim: Claim<'_>,
+    ) -> Result<Answer, ComfyError> {
         let response = request.send().await.map_err(|error| ComfyError::from_reqwest(what, error))?;
-        self.read_whole(what, response, MAX_JSON_BYTES).await
+        Answer::read(what, response, MAX_JSON_BYTES, claim).await
     }
 
-    /// An answer with its body, up to `limit` bytes.
+    /// An answer that can't be asked for again, with its body, up to `limit` bytes.
     pub(super) async fn read_whole(
         &self,
         what: &'static str,
         response: Response,
         limit: u64,
     ) -> Result<Answer, ComfyError> {
-        Answer::read(what, response, limit, &self.room).await
+        Answer::read(what, response, limit, Claim::Patient(&self.room)).await
     }
 
     #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]

@@ -48,6 +48,14 @@ pub enum ComfyError {
         /// In how long.
         after: Duration,
     },
+    /// An answer is large, and other large ones have taken all the memory for such answers.
+    #[error("there was no room in memory for {bytes} bytes in answer to {what}: other large answers are being read")]
+    Crowded {
+        /// The call.
+        what: &'static str,
+        /// The length of the answer, or the most that it may have.
+        bytes: u64,
+    },
     /// ComfyUI answered with an error.
     #[error("{what} was answered with HTTP {status}{}", if .excerpt.is_empty() { String::new() } else { format!(": {}", .excerpt) })]
     Status {
@@ -95,7 +103,7 @@ impl ComfyError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::TooSlow { .. } => true,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::TooSlow { .. } | Self::Crowded { .. } => true,
             Self::Foreign { may_pass, .. } => *may_pass,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             Self::NotFound { .. } | Self::TooBig { .. } | Self::Malformed { .. } | Self::Local { .. } => false,

@@ -1,14 +1,15 @@
 //! Memory for large bodies: what all boxes share, and that none takes it from the others.
 //!
 //! A box that lets its bodies trickle holds what they may take until their deadline. So of each box one large body is
-//! read at a time, and the others of it wait in its own line.
+//! read at a time, and the others of it wait in its own line. A read waits without its answer: one that lies unread in
+//! the tunnel would hold up everything else on the connection, the body that it waits for included. It is made again.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// In MiB: two bodies of the largest size, and something for everybody else.
 static ALL: Semaphore = Semaphore::const_new(160);
@@ -20,11 +21,26 @@ static BOXES: Mutex<BTreeMap<String, Weak<Semaphore>>> = Mutex::new(BTreeMap::ne
 #[derive(Debug, Clone)]
 pub(super) struct Room(Arc<Semaphore>);
 
+/// The right to read a large body of a box, until the last clone is dropped.
+#[derive(Debug, Clone)]
+pub(super) struct Turn {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 /// What one body may take, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Taken {
     _share: SemaphorePermit<'static>,
-    _turn: OwnedSemaphorePermit,
+    _turn: Turn,
+}
+
+/// How a body that turns out to be large comes to its room.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Claim<'a> {
+    /// At once or not at all, perhaps with a turn that was waited for.
+    AtOnce(&'a Room, Option<&'a Turn>),
+    /// In the end; for an answer that can't be asked for again.
+    Patient(&'a Room),
 }
 
 impl Room {
@@ -38,29 +54,79 @@ impl Room {
         Self(turns)
     }
 
-    /// Room for a body of so many bytes, once there is; taken in one go, so that no two wait for each other with half of
-    /// what they need.
-    pub(super) async fn take(&self, bytes: u64) -> Option<Taken> {
-        let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
-        let turn = Arc::clone(&self.0).acquire_owned().await.ok()?;
-        Some(Taken { _share: ALL.acquire_many(mib).await.ok()?, _turn: turn })
+    /// A turn, once it is this one's and there is room for a body of so many bytes. The room is not kept: the box has
+    /// not begun to send.
+    pub(super) async fn turn(&self, bytes: u64) -> Turn {
+        let turn = self.next().await;
+        drop(share(bytes).await);
+        turn
+    }
+
+    async fn next(&self) -> Turn {
+        Turn { _permit: never_closed(Arc::clone(&self.0).acquire_owned().await).into() }
+    }
+
+    fn next_at_once(&self) -> Option<Turn> {
+        Arc::clone(&self.0).try_acquire_owned().ok().map(|permit| Turn { _permit: permit.into() })
     }
 }
 
+impl Claim<'_> {
+    /// Room for a body of so many bytes; taken in one go, so that no two wait for each other with half of what they
+    /// need.
+    pub(super) async fn take(self, bytes: u64) -> Option<Taken> {
+        match self {
+            Self::AtOnce(room, turn) => {
+                let turn = turn.cloned().or_else(|| room.next_at_once())?;
+                Some(Taken { _share: ALL.try_acquire_many(mib(bytes)).ok()?, _turn: turn })
+            }
+            Self::Patient(room) => {
+                let turn = room.next().await;
+                Some(Taken { _share: share(bytes).await, _turn: turn })
+            }
+        }
+    }
+}
+
+async fn share(bytes: u64) -> SemaphorePermit<'static> {
+    never_closed(ALL.acquire_many(mib(bytes)).await)
+}
+
+fn mib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
+}
+
+#[expect(clippy::expect_used, reason = "nobody closes these semaphores")]
+fn never_closed<T>(permit: Result<T, AcquireError>) -> T {
+    permit.expect("the semaphores are never closed")
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use futures_util::FutureExt;
 
     use super::*;
 
+    fn at_once(room: &Room, turn: Option<&Turn>, mib: u64) -> Option<Taken> {
+        Claim::AtOnce(room, turn).take(mib << 20).now_or_never().unwrap()
+    }
+
     #[tokio::test]
     async fn a_box_has_one_large_body_at_a_time_and_leaves_room_for_others() {
         let (one, same, other) = (Room::of("one"), Room::of("one"), Room::of("other"));
-        let first = one.take(64 << 20).await;
+        let first = at_once(&one, None, 64);
         assert!(first.is_some());
-        assert!(same.take(2 << 20).now_or_never().is_none(), "of the same box");
-        assert!(other.take(64 << 20).now_or_never().flatten().is_some(), "of another");
+        assert!(at_once(&same, None, 2).is_none(), "of the same box");
+        let mut patient = Box::pin(Claim::Patient(&same).take(2 << 20));
+        let mut waiting = Box::pin(same.turn(2 << 20));
+        assert!((&mut patient).now_or_never().is_none() && (&mut waiting).now_or_never().is_none());
+        assert!(at_once(&other, None, 64).is_some(), "of another");
+
         drop(first);
-        assert!(same.take(2 << 20).now_or_never().flatten().is_some());
+        assert!((&mut waiting).now_or_never().is_none(), "the other one was first");
+        assert!(patient.now_or_never().unwrap().is_some());
+        let turn = waiting.now_or_never().unwrap();
+        assert!(at_once(&same, None, 2).is_none() && at_once(&same, Some(&turn), 2).is_some());
     }
 }

@@ -102,7 +102,8 @@ impl From<ComfyError> for StepError {
             | ComfyError::Timeout { .. }
             | ComfyError::TooSlow { .. }
             | ComfyError::Foreign { .. } => Self::LinkLost(failure),
-            ComfyError::Status { .. }
+            ComfyError::Crowded { .. }
+            | ComfyError::Status { .. }
             | ComfyError::NotFound { .. }
             | ComfyError::TooBig { .. }
             | ComfyError::Malformed { .. }

@@ -54,9 +54,12 @@ impl BoxFacts {
                 known.extend(definitions);
                 Ok(Self { definitions: Some(Arc::new(known)), untold: None, is_remembered, started: None })
             }
-            Err(error @ (ComfyError::Unreachable { .. } | ComfyError::Timeout { .. } | ComfyError::TooSlow { .. })) => {
-                Err(error.into())
-            }
+            Err(
+                error @ (ComfyError::Unreachable { .. }
+                | ComfyError::Timeout { .. }
+                | ComfyError::TooSlow { .. }
+                | ComfyError::Crowded { .. }),
+            ) => Err(error.into()),
             Err(error) => {
                 let message = format!("the box's node definitions could not be read: {error}");
                 let finding = Finding::of_all(Severity::Warning, FindingCode::NoDefinitions, message);

@@ -190,6 +190,8 @@ async fn texts_of_megabytes_and_commands_for_terminals_are_made_readable() {
     let renaming = Impostor::new().lying("/prompt", move |_| json!({"prompt_id": third}).to_string().into_response());
     let breaking =
         Impostor::new().lying("/history", move |_| (StatusCode::INTERNAL_SERVER_ERROR, fourth.clone()).into_response());
+    // A small call, which has 10 s.
+    let text = evil.repeat(5_000);
     let versioned = Impostor::new().lying("/system_stats", move |_| {
         json!({"system": {"comfyui_version": text, "argv": [text]}, "devices": [{"name": text}]})
             .to_string()
@@ -240,6 +242,25 @@ async fn nobody_is_led_elsewhere() {
     }
     assert_eq!(visits.load(Ordering::SeqCst), 0);
     siege.assert_held(&[PICTURE]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_answers_of_one_box_wait_for_each_other_and_hold_up_no_connection() {
+    let siege = Siege::begin().await;
+    let large = || {
+        Impostor::new().lying("/history", |asked| {
+            // More than a channel keeps for a reader that waits.
+            let mut entries = history(&asked.prompt_id, &files(&[PICTURE]));
+            entries[&asked.prompt_id]["prompt"][2] = json!({"1": {"inputs": {"text": "a".repeat(24 << 20)}}});
+            entries.to_string().into_response()
+        })
+    };
+    for ended in run_all(&siege, vec![large(), large(), large()]).await {
+        assert_eq!(ended["status"], "completed", "{ended:#}");
+    }
+    let log = siege.stage.service.log();
+    let stalled = log.lines().find(|line| line.contains("nobody took") || line.contains("reading again"));
+    assert_eq!(stalled, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
