@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::{
     error::StepError,
     execution::Execution,
-    known_boxes::Remembered,
+    known_boxes::Learned,
     link::Link,
     preflight::{BoxFacts, refusal, suggest_classes},
 };
 use crate::{
     convert::{self, Conversion, ConvertError},
     workflow::{
-        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, NodeDefinitions, Severity, Source,
+        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Severity, Source,
         edits::{Place, Seed},
         finding::Several,
     },
@@ -24,12 +24,12 @@ use crate::{
 impl Execution {
     /// The graph to submit. What came in UI format is converted for this box, and what the user wants changed is changed,
     /// once; that graph is kept in the source's place. With it comes what of the box is known by now.
-    pub(super) async fn graph(&self, link: &Link) -> Result<(Graph, Remembered), StepError> {
+    pub(super) async fn graph(&self, link: &Link) -> Result<(Graph, Learned), StepError> {
         let source = self.store.source(&self.id).await?;
         let was_settled = source.is_settled();
-        let Remembered { started, definitions } = self.remembered(link).await?;
+        let remembered = self.remembered(link).await?;
         let options = self.conversion_options()?;
-        let Settled { graph, known: definitions, findings } = settle(link, source, &options, definitions).await?;
+        let Settled { graph, known, findings } = settle(link, source, &options, remembered).await?;
         if !was_settled {
             self.store.settle_graph(&self.id, graph.clone()).await?;
             findings.iter().for_each(|finding| self.warn(finding.to_string()));
@@ -37,7 +37,7 @@ impl Execution {
         if self.state()?.nodes.is_empty() {
             self.apply(Event::Converted(Box::new(graph.clone())));
         }
-        Ok((graph, Remembered { started, definitions }))
+        Ok((graph, known))
     }
 
     fn conversion_options(&self) -> Result<convert::Options, StepError> {
@@ -55,8 +55,8 @@ pub(super) fn conversion_options(at: DateTime<Utc>, name: &str) -> convert::Opti
 #[derive(Debug)]
 pub(super) struct Settled {
     pub(super) graph: Graph,
-    /// The definitions that were needed for it.
-    pub(super) known: NodeDefinitions,
+    /// What is known of the box, the definitions that were needed for the graph included.
+    pub(super) known: Learned,
     /// What its author should know; warnings only.
     pub(super) findings: Vec<Finding>,
 }
@@ -67,7 +67,7 @@ pub(super) async fn settle(
     link: &Link,
     source: Source,
     options: &convert::Options,
-    remembered: NodeDefinitions,
+    remembered: Learned,
 ) -> Result<Settled, StepError> {
     let (mut settled, seeds) = match source.document {
         Document::Graph(graph) => {
@@ -84,16 +84,19 @@ pub(super) async fn settle(
     settled.known = seed_definitions(link, &seeds, &settled).await?;
     // Of such an id the lower half is random but for its first bits.
     let random = || uuid::Uuid::new_v4().as_u64_pair().1;
-    source.edits.apply(&mut settled.graph, &seeds, &settled.known, random).map_err(refused)?;
+    source.edits.apply(&mut settled.graph, &seeds, &settled.known.definitions, random).map_err(refused)?;
     Ok(settled)
 }
 
 /// The definitions that tell how large seeds may be.
-async fn seed_definitions(link: &Link, seeds: &[Seed], settled: &Settled) -> Result<NodeDefinitions, StepError> {
+async fn seed_definitions(link: &Link, seeds: &[Seed], settled: &Settled) -> Result<Learned, StepError> {
     let node = |place: &Place| settled.graph.node(&place.node);
     let classes = seeds.iter().flatten().filter_map(|place| Some(node(place)?.class_type().to_owned())).collect();
-    let known = BoxFacts::ask(link, &classes, settled.known.clone()).await?;
-    Ok(known.definitions.map_or_else(|| settled.known.clone(), Arc::unwrap_or_clone))
+    let mut known = settled.known.clone();
+    if let Some(definitions) = BoxFacts::ask(link, &classes, known.clone()).await?.definitions {
+        known.definitions = Arc::unwrap_or_clone(definitions);
+    }
+    Ok(known)
 }
 
 /// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it.
@@ -135,14 +138,13 @@ async fn convert_for(
     link: &Link,
     document: Value,
     options: convert::Options,
-    remembered: NodeDefinitions,
+    remembered: Learned,
 ) -> Result<(Settled, Vec<Seed>), StepError> {
     let (classes, document) = (convert::classes(&document), Arc::new(document));
-    let was_remembered = !remembered.is_empty();
     let (mut converted, mut known) = convert_with(link, &document, &classes, options, remembered).await?;
     let is_clean = |converted: &Conversions| converted.as_ref().is_ok_and(|conversion| conversion.findings.is_empty());
-    if was_remembered && !is_clean(&converted) {
-        (converted, known) = convert_with(link, &document, &classes, options, NodeDefinitions::default()).await?;
+    if known.from_before && !is_clean(&converted) {
+        (converted, known) = convert_with(link, &document, &classes, options, known.anew()).await?;
     }
     match converted {
         Ok(Conversion { prompt, seeds, findings }) => {
@@ -169,12 +171,12 @@ async fn convert_with(
     document: &Arc<Value>,
     classes: &BTreeSet<String>,
     options: convert::Options,
-    mut known: NodeDefinitions,
-) -> Result<(Conversions, NodeDefinitions), StepError> {
-    let unknown = classes.iter().filter(|class| known.class(class).is_none()).cloned().collect();
-    known.extend(link.client.definitions(&unknown).await?);
+    mut known: Learned,
+) -> Result<(Conversions, Learned), StepError> {
+    let unknown = classes.iter().filter(|class| known.definitions.class(class).is_none()).cloned().collect();
+    known.definitions.extend(link.client.definitions(&unknown).await?);
     let document = Arc::clone(document);
-    let work = move || (convert::convert(&document, &known, &options), known);
+    let work = move || (convert::convert(&document, &known.definitions, &options), known);
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a conversion ended early");
         StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")

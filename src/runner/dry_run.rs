@@ -2,12 +2,16 @@
 //!
 //! Nothing of it stays on record, on the box, or in the output folder.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::{
     ExecuteRequest, Options,
@@ -15,14 +19,16 @@ use super::{
     convert::{Settled, conversion_options, settle},
     disk::{check_room_in, check_room_on_box},
     error::{ExecuteError, StepError, transfer_lost, tunnel_failure},
+    known_boxes::Learned,
     link::Link,
     preflight::{BoxFacts, names, refusal},
+    turns::Turns,
     upload::{self, Foreseen, foresee},
 };
 use crate::{
     convert::{self as conversion, ConvertError, NodeDefinitions},
     files::Folder,
-    ssh::{Pool, Target},
+    ssh::{BoxName, Pool, Target},
     workflow::{
         Document, ErrorCode, Failure, Finding, FindingCode, Graph, NodeId, Request, Severity, Source, WorkflowFormat,
         finding::MAX_FINDINGS,
@@ -35,8 +41,11 @@ const REACH: Duration = Duration::from_secs(15);
 /// How long the box may take to answer everything that is asked of it.
 const ASK: Duration = Duration::from_secs(240);
 
-/// Boxes that are looked at at once.
-static LOOKS: Semaphore = Semaphore::const_new(8);
+/// Looks at boxes at once.
+static LOOKS: Semaphore = Semaphore::const_new(16);
+
+/// Looks at one box at once: one that never answers is no reason not to look at others.
+static LOOKS_AT_ONE: LazyLock<Turns<BoxName>> = LazyLock::new(|| Turns::new(4));
 
 /// Conversions at once that ask no box, and so need not wait for slow ones.
 static CONVERSIONS: Semaphore = Semaphore::const_new(8);
@@ -135,7 +144,7 @@ pub struct Converted {
 /// # Errors
 /// When a check that needs no box fails, or the box can't be asked.
 pub async fn dry_run(request: ExecuteRequest, options: &Options, pool: &Pool) -> Result<DryRun, ExecuteError> {
-    let _turn = turn(&LOOKS).await?;
+    let _place = Place::at_box(&request.ssh_connection, pool).await?;
     let mut admitted = admission::check(request, Purpose::DryRun, options, pool).await?;
     let (target, _) = check_target(&admitted.request.ssh_connection, pool).map_err(ExecuteError::Rejected)?;
     let link = reach(pool, &target, admitted.request.comfyui_port).await?;
@@ -143,12 +152,29 @@ pub async fn dry_run(request: ExecuteRequest, options: &Options, pool: &Pool) ->
     in_time(look(&link, admitted, options)).await
 }
 
-/// A place among those that are looked at at once, for which nobody waits long.
-async fn turn(places: &'static Semaphore) -> Result<SemaphorePermit<'static>, ExecuteError> {
-    match tokio::time::timeout(REACH, places.acquire()).await {
-        Ok(Ok(turn)) => Ok(turn),
-        _ => Err(ExecuteError::Busy),
+/// The right to look, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    _among_all: SemaphorePermit<'static>,
+    _at_box: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// To look at a box; nobody waits long for it.
+    async fn at_box(ssh_connection: &str, pool: &Pool) -> Result<Self, ExecuteError> {
+        let (pool, ssh_connection) = (pool.clone(), ssh_connection.to_owned());
+        let name = tokio::task::spawn_blocking(move || pool.box_name(&ssh_connection)).await?;
+        let at_box = soon(async { Some(LOOKS_AT_ONE.take(name).await) }).await?;
+        Ok(Self { _at_box: Some(at_box), ..Self::among(&LOOKS).await? })
     }
+
+    async fn among(all: &'static Semaphore) -> Result<Self, ExecuteError> {
+        Ok(Self { _among_all: soon(async { all.acquire().await.ok() }).await?, _at_box: None })
+    }
+}
+
+async fn soon<T>(permit: impl Future<Output = Option<T>>) -> Result<T, ExecuteError> {
+    tokio::time::timeout(REACH, permit).await.ok().flatten().ok_or(ExecuteError::Busy)
 }
 
 /// A way to a ComfyUI that answers.
@@ -189,7 +215,7 @@ async fn look(link: &Link, admitted: Admitted, options: &Options) -> Result<DryR
         warnings,
     };
     let options_now = conversion_options(Utc::now(), &request.workflow_name);
-    match settle(link, source, &options_now, NodeDefinitions::default()).await {
+    match settle(link, source, &options_now, Learned::default()).await {
         Ok(Settled { graph, known, findings }) => {
             let known = BoxFacts::ask(link, &graph.classes(), known).await?;
             plan.findings = findings;
@@ -277,8 +303,10 @@ pub(super) async fn convert(
             document_in(value.to_string().as_bytes()).map_err(|error| format!("The workflow {error}"))
         }
     };
-    let asks_box = request.ssh_connection.is_some() && request.object_info_file.is_none();
-    let _turn = turn(if asks_box { &LOOKS } else { &CONVERSIONS }).await?;
+    let _place = match (&request.ssh_connection, &request.object_info_file) {
+        (Some(ssh_connection), None) => Place::at_box(ssh_connection, pool).await?,
+        _ => Place::among(&CONVERSIONS).await?,
+    };
     let ((document, workflow_format), _) = in_turn(move |_| read()).await?;
     if let Document::Graph(graph) = &document {
         return Ok(Converted { workflow_format, prompt: graph.to_value(), findings: Vec::new() });
@@ -290,7 +318,7 @@ pub(super) async fn convert(
             let (target, _) = check_target(&ssh_connection, pool).map_err(ExecuteError::Rejected)?;
             let port = request.comfyui_port.unwrap_or(options.defaults.comfyui_port);
             let link = reach(pool, &target, port).await?;
-            let settled = in_time(settle(&link, Source::from(document), &prepared, NodeDefinitions::default())).await?;
+            let settled = in_time(settle(&link, Source::from(document), &prepared, Learned::default())).await?;
             (settled.graph, settled.findings)
         }
         (None, None) => {

@@ -22,8 +22,8 @@ pub enum ExecuteError {
     /// The box could not be asked.
     #[error("{}", .0.message)]
     Unreachable(Failure),
-    /// Too many other boxes are being looked at.
-    #[error("Too many boxes are being looked at; try again later")]
+    /// Too many workflows are being looked at, on this box or on all.
+    #[error("Too many workflows are being looked at; try again later")]
     Busy,
     /// Too many workflows wait already, or are the caller's.
     #[error("{0}")]

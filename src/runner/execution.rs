@@ -56,7 +56,7 @@ pub(super) struct Execution {
     /// Tells the caller of execute how it began.
     pub(super) beginning: watch::Sender<Beginning>,
     /// Who marks which ComfyUI; shared by all executions.
-    pub(super) marking: Arc<Turns>,
+    pub(super) marking: Arc<Turns<String>>,
     /// What boxes have told; shared by all executions.
     pub(super) known_boxes: Arc<KnownBoxes>,
     /// What newer servers want to see when the same client id comes back.

@@ -27,12 +27,21 @@ pub(super) struct StartedComfyUi {
     pub(super) mark: ServerMark,
 }
 
-/// What is known of a box before it is asked.
-#[derive(Debug, Default)]
-pub(super) struct Remembered {
+/// What is known of a box by now.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Learned {
     /// Its ComfyUI, if that has been marked since its start.
     pub(super) started: Option<StartedComfyUi>,
     pub(super) definitions: NodeDefinitions,
+    /// Whether some of the definitions are from earlier, and may have changed.
+    pub(super) from_before: bool,
+}
+
+impl Learned {
+    /// What is left when nothing from earlier will do.
+    pub(super) fn anew(self) -> Self {
+        Self { started: self.started, ..Self::default() }
+    }
 }
 
 /// The definitions by start, the last used last.
@@ -40,12 +49,15 @@ pub(super) struct Remembered {
 pub(super) struct KnownBoxes(Mutex<IndexMap<StartedComfyUi, NodeDefinitions>>);
 
 impl KnownBoxes {
-    /// What is remembered; nothing, for a ComfyUI that is new.
-    pub(super) fn of(&self, started: &StartedComfyUi) -> NodeDefinitions {
+    /// What is remembered; no definitions, for a ComfyUI that is new.
+    pub(super) fn of(&self, started: StartedComfyUi) -> Learned {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(definitions) = known.shift_remove(started) else { return NodeDefinitions::default() };
-        known.insert(started.clone(), definitions.clone());
-        definitions
+        let definitions = known.shift_remove(&started);
+        if let Some(definitions) = &definitions {
+            known.insert(started.clone(), definitions.clone());
+        }
+        let from_before = definitions.is_some();
+        Learned { started: Some(started), definitions: definitions.unwrap_or_default(), from_before }
     }
 
     /// Remembers definitions in place of what was remembered of the same classes.
@@ -80,21 +92,22 @@ mod tests {
     #[test]
     fn a_few_boxes_are_remembered_and_none_beyond_measure() {
         let (known, first) = (KnownBoxes::default(), started(0));
-        assert_eq!(known.of(&first).len(), 0);
+        let remembered = |started: &StartedComfyUi| known.of(started.clone()).definitions;
+        assert_eq!(remembered(&first).len(), 0);
         known.remember(first.clone(), &definitions("A", 1));
         known.remember(first.clone(), &definitions("B", 1));
-        assert!(known.of(&first).class("A").is_some() && known.of(&first).class("B").is_some());
+        assert!(remembered(&first).class("A").is_some() && remembered(&first).class("B").is_some());
         let restarted = StartedComfyUi { mark: ServerMark::fresh(), ..first.clone() };
-        assert_eq!(known.of(&restarted).len(), 0);
+        assert_eq!(remembered(&restarted).len(), 0);
         for n in 1..MAX_BOXES {
             known.remember(started(n), &definitions("A", 1));
-            assert_eq!(known.of(&first).len(), 2, "used last");
+            assert_eq!(remembered(&first).len(), 2, "used last");
         }
         for n in 0..MAX_BOXES {
             known.remember(started(n), &definitions("A", 1));
         }
-        assert_eq!(known.of(&first).len(), 0);
+        assert_eq!(remembered(&first).len(), 0);
         known.remember(first.clone(), &definitions("A", MAX_WEIGHT + 1));
-        assert_eq!(known.of(&first).len(), 0);
+        assert_eq!(remembered(&first).len(), 0);
     }
 }

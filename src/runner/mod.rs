@@ -25,6 +25,7 @@ mod later;
 mod line;
 mod link;
 mod looks;
+mod options;
 mod output_folder;
 mod part;
 mod patience;
@@ -57,11 +58,11 @@ use known_boxes::KnownBoxes;
 use later::Later;
 pub use line::{Full, Limits};
 use line::{Line, Seat, SeatNumber};
+pub use options::{FileRules, Options};
 use part::Parts;
 use turns::Turns;
 
 use crate::{
-    files::Roots,
     ssh::Pool,
     store::{Store, StoreError},
     workflow::{Caller, ErrorCode, Event, Failure, Idempotency, Phase, WorkflowId, WorkflowState},
@@ -72,57 +73,6 @@ const ID_ATTEMPTS: u32 = 16;
 
 /// How long cancel waits for the disk. The request is remembered in memory in any case.
 const CANCEL_DURABLE: Duration = Duration::from_secs(2);
-
-/// What the runner can be told.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// How long the answer to execute waits for the tunnel.
-    pub execute_wait: Duration,
-    /// How long a box may be out of reach while a prompt may be running on it.
-    pub unreachable_limit: Duration,
-    /// The same before anything was submitted.
-    pub unreachable_before_submit: Duration,
-    /// After which time without any sign of progress a run is said to be stalled.
-    pub stalled_after: Duration,
-    /// Whether a prompt that the box has forgotten runs once more.
-    pub resubmit_lost: bool,
-    /// How many workflows may run and wait.
-    pub limits: Limits,
-    /// Bytes that must be free, here and on the box, before something runs; 0 turns the look off.
-    pub min_free_bytes: u64,
-    /// Which local files may be read and written, and how much.
-    pub files: FileRules,
-    /// For what a request leaves out.
-    pub defaults: Defaults,
-}
-
-/// Which local files a workflow may read and write, and how much of them.
-#[derive(Debug, Clone)]
-pub struct FileRules {
-    /// Where workflow files and input images must lie.
-    pub read_roots: Roots,
-    /// Where output folders must lie.
-    pub write_roots: Roots,
-    /// The largest workflow file, in bytes.
-    pub workflow_file_bytes: u64,
-    /// The largest input image, in bytes.
-    pub image_bytes: u64,
-    /// As much may come of one workflow, in bytes; 0 for no limit.
-    pub download_bytes: u64,
-}
-
-/// Anything goes.
-impl Default for FileRules {
-    fn default() -> Self {
-        Self {
-            read_roots: Roots::anywhere(),
-            write_roots: Roots::anywhere(),
-            workflow_file_bytes: u64::MAX,
-            image_bytes: u64::MAX,
-            download_bytes: 0,
-        }
-    }
-}
 
 /// An accepted workflow.
 #[derive(Debug)]
@@ -150,8 +100,8 @@ struct Inner {
     executions: TaskTracker,
     running: Mutex<HashMap<WorkflowId, Running>>,
     line: Line,
-    turns: Turns,
-    marking: Arc<Turns>,
+    turns: Turns<String>,
+    marking: Arc<Turns<String>>,
     known_boxes: Arc<KnownBoxes>,
     later: Later,
     shutdown: CancellationToken,
@@ -216,7 +166,7 @@ impl Runner {
     ) -> Result<Started, ExecuteError> {
         let Some(key) = key else { return self.execute_new(request, caller, warnings, None).await };
         let fingerprint = request.fingerprint();
-        let turn = self.inner.turns.take(&format!("{caller:?} {key}")).await;
+        let turn = self.inner.turns.take(format!("{caller:?} {key}")).await;
         if let Some(known) = self.inner.store.by_idempotency_key(&caller, &key) {
             return repeated(&known, &fingerprint);
         }

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use super::{
     error::StepError,
     execution::Execution,
-    known_boxes::{Remembered, StartedComfyUi},
+    known_boxes::{Learned, StartedComfyUi},
     link::Link,
 };
 use crate::{
@@ -35,24 +35,20 @@ pub(super) struct BoxFacts {
     pub(super) definitions: Option<Arc<NodeDefinitions>>,
     /// Why it does not.
     pub(super) untold: Option<Finding>,
-    /// Whether some of it is from before, and may have changed.
-    pub(super) is_remembered: bool,
+    /// Whether some of it is from earlier, and may have changed.
+    from_before: bool,
     started: Option<StartedComfyUi>,
 }
 
 impl BoxFacts {
     /// Asks for the definitions of a graph's classes, but for those that are known already.
-    pub(super) async fn ask(
-        link: &Link,
-        classes: &BTreeSet<String>,
-        mut known: NodeDefinitions,
-    ) -> Result<Self, StepError> {
-        let is_remembered = !known.is_empty();
-        let unknown = classes.iter().filter(|class| known.class(class).is_none()).cloned().collect();
+    pub(super) async fn ask(link: &Link, classes: &BTreeSet<String>, known: Learned) -> Result<Self, StepError> {
+        let Learned { started, mut definitions, from_before } = known;
+        let unknown = classes.iter().filter(|class| definitions.class(class).is_none()).cloned().collect();
         match link.client.definitions(&unknown).await {
-            Ok(definitions) => {
-                known.extend(definitions);
-                Ok(Self { definitions: Some(Arc::new(known)), untold: None, is_remembered, started: None })
+            Ok(more) => {
+                definitions.extend(more);
+                Ok(Self { definitions: Some(Arc::new(definitions)), untold: None, from_before, started })
             }
             Err(
                 error @ (ComfyError::Unreachable { .. }
@@ -64,7 +60,7 @@ impl BoxFacts {
                 let message = format!("the box's node definitions could not be read: {error}");
                 let finding = Finding::of_all(Severity::Warning, FindingCode::NoDefinitions, message);
                 let hint = "nothing was checked beforehand; ComfyUI itself will say what is wrong";
-                Ok(Self { untold: Some(finding.with_hint(hint)), ..Self::default() })
+                Ok(Self { untold: Some(finding.with_hint(hint)), started, ..Self::default() })
             }
         }
     }
@@ -118,27 +114,24 @@ impl BoxFacts {
 
 impl Execution {
     /// Learns the box's node definitions, but for those that are known already, and cuts the nodes to those that will run.
-    pub(super) async fn plan(&self, link: &Link, graph: &Graph, remembered: Remembered) -> Result<BoxFacts, StepError> {
-        let Remembered { started, definitions } = remembered;
-        let mut known = BoxFacts::ask(link, &graph.classes(), definitions).await?;
+    pub(super) async fn plan(&self, link: &Link, graph: &Graph, known: Learned) -> Result<BoxFacts, StepError> {
+        let known = BoxFacts::ask(link, &graph.classes(), known).await?;
         if let Some(definitions) = &known.definitions {
-            if let Some(started) = &started {
+            if let Some(started) = &known.started {
                 self.known_boxes.remember(started.clone(), definitions);
             }
             let outputs = known.outputs(graph).cloned().collect();
             self.apply(Event::Planned { order: known.order(graph), outputs });
         }
-        known.started = started;
         Ok(known)
     }
 
     /// What is known of the box from earlier runs.
-    pub(super) async fn remembered(&self, link: &Link) -> Result<Remembered, StepError> {
+    pub(super) async fn remembered(&self, link: &Link) -> Result<Learned, StepError> {
         let Request { ssh_connection, comfyui_port: port, .. } = self.request()?;
         let mark = help(link.client.server_mark().await)?;
         let started = mark.map(|mark| StartedComfyUi { ssh_connection, port, mark });
-        let definitions = started.as_ref().map(|started| self.known_boxes.of(started)).unwrap_or_default();
-        Ok(Remembered { started, definitions })
+        Ok(started.map(|started| self.known_boxes.of(started)).unwrap_or_default())
     }
 
     /// Ends a run that the box would refuse, with everything that is wrong with it. What is remembered of the box is
@@ -146,9 +139,8 @@ impl Execution {
     pub(super) async fn preflight(&self, link: &Link, graph: &Graph, known: &mut BoxFacts) -> Result<(), StepError> {
         let given = names(&self.request()?.input_images);
         let mut findings = known.look_at(link, graph, given.clone()).await?;
-        if known.is_remembered && !findings.is_empty() {
-            *known =
-                self.plan(link, graph, Remembered { started: known.started.take(), ..Remembered::default() }).await?;
+        if known.from_before && !findings.is_empty() {
+            *known = self.plan(link, graph, Learned { started: known.started.take(), ..Learned::default() }).await?;
             findings = known.look_at(link, graph, given).await?;
         }
         if findings.iter().any(|finding| finding.severity == Severity::Error) {

@@ -72,7 +72,7 @@ impl Execution {
             return Ok(Some(mark));
         }
         let request = self.request()?;
-        let _turn = self.marking.take(&format!("{} {}", request.ssh_connection, request.comfyui_port)).await;
+        let _turn = self.marking.take(format!("{} {}", request.ssh_connection, request.comfyui_port)).await;
         Ok(link.client.mark_server().await?)
     }
 

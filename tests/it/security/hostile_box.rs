@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
 
 use super::{
@@ -261,6 +262,31 @@ async fn large_answers_of_one_box_wait_for_each_other_and_hold_up_no_connection(
     let log = siege.stage.service.log();
     let stalled = log.lines().find(|line| line.contains("nobody took") || line.contains("reading again"));
     assert_eq!(stalled, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_that_never_tells_its_nodes_keeps_no_look_at_another_waiting() {
+    let siege = Siege::begin().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let mute = Impostor::new().lying("/object_info", move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()).into_response()
+    });
+    let mut request = siege.request(mute.serve().await);
+    request["dry_run"] = json!(true);
+    let mut looks = JoinSet::new();
+    // More than boxes are looked at at once.
+    for _ in 0..20 {
+        let (client, request) = (siege.stage.service.client(), request.clone());
+        looks.spawn(async move { client.execute(&request).await });
+    }
+    eventually("questions", async || (asked.load(Ordering::SeqCst) >= 4).then_some(())).await;
+    let mut honest = siege.stage.request(&graphs::slow(&tag(), 1, 1));
+    honest["dry_run"] = json!(true);
+    let (status, answer) = siege.stage.service.client().execute(&honest).await;
+    assert_eq!((status, &answer["valid"]), (StatusCode::OK, &json!(true)), "{answer}");
+    assert!(looks.try_join_next().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
