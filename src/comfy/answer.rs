@@ -1,6 +1,6 @@
 //! One HTTP answer, read whole within a cap, and the question who gave it: ComfyUI or something in front of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{Response, StatusCode, header};
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    client::LARGE,
+    client::{LARGE, within},
     error::ComfyError,
     room::{Claim, Taken},
 };
@@ -64,8 +64,8 @@ async fn keeping<T>(
     timeout_at(pace.patience(received), next).await.map_err(too_slow)?
 }
 
-/// An answer with its body in memory.
-#[derive(Debug)]
+/// An answer with its body in memory. Clones share it.
+#[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) what: &'static str,
     pub(super) status: StatusCode,
@@ -74,15 +74,17 @@ pub(super) struct Answer {
     location: String,
     is_placeholder: bool,
     /// The room that a large body has.
-    room: Option<Taken>,
+    room: Option<Arc<Taken>>,
 }
 
 impl Answer {
-    /// Reads the body, up to `limit` bytes. [`ComfyError::Crowded`] when it is large and does not come to its room.
+    /// Reads the body, up to `limit` bytes, as long as it goes on within `idle`. [`ComfyError::Crowded`] when it is large
+    /// and does not come to its room.
     pub(super) async fn read(
         what: &'static str,
         mut response: Response,
         limit: u64,
+        idle: Duration,
         claim: Claim<'_>,
     ) -> Result<Self, ComfyError> {
         let mut answer = Self::head(what, &response);
@@ -94,13 +96,15 @@ impl Answer {
         let mut pace = None;
         loop {
             let next = async { response.chunk().await.map_err(|error| ComfyError::from_reqwest(what, error)) };
-            let Some(chunk) = keeping(pace.as_ref(), what, body.len(), next).await? else { break };
+            let next = within(what, idle, keeping(pace.as_ref(), what, body.len(), next));
+            let Some(chunk) = next.await? else { break };
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(ComfyError::TooBig { what, limit });
             }
             if answer.room.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
                 let bytes = announced.unwrap_or(limit);
-                answer.room = Some(claim.take(bytes).await.ok_or(ComfyError::Crowded { what, bytes })?);
+                let taken = claim.take(bytes).await.ok_or(ComfyError::Crowded { what, bytes })?;
+                answer.room = Some(taken.into());
                 pace = Some(Pace::begin(body.len(), announced));
             }
             body.extend_from_slice(&chunk);
@@ -127,9 +131,34 @@ impl Answer {
     }
 
     /// The JSON of a successful answer.
-    pub(super) fn json(&self) -> Result<Value, ComfyError> {
+    pub(super) async fn json(&self) -> Result<Value, ComfyError> {
+        self.read_as(|body| parse_lenient(body).map_err(|error| error.to_string())).await
+    }
+
+    /// What `read` makes of the body of a successful answer; if that is large, on a thread where it holds up nobody.
+    pub(super) async fn read_as<T: Send + 'static>(
+        &self,
+        read: fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, ComfyError> {
         self.success()?;
-        parse_lenient(&self.body).map_err(|error| self.malformed(error.to_string()))
+        self.make_of_body(read).await.map_err(|problem| self.malformed(problem))
+    }
+
+    /// The same of any answer.
+    pub(super) async fn make_of_body<T: Send + 'static>(
+        &self,
+        read: fn(&[u8]) -> Result<T, String>,
+    ) -> Result<T, String> {
+        if !self.is_large() {
+            return read(&self.body);
+        }
+        let answer = self.clone();
+        let made = tokio::task::spawn_blocking(move || read(&answer.body)).await;
+        made.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn is_large(&self) -> bool {
+        self.body.len() as u64 > SMALL_BYTES
     }
 
     /// That the answer is a success and ComfyUI's.
@@ -192,6 +221,9 @@ impl Answer {
         if self.body.trim_ascii().is_empty() {
             return format!("an empty answer (HTTP {status})");
         }
+        if self.is_large() {
+            return format!("{} MiB (HTTP {status}): {}", self.body.len() >> 20, self.excerpt());
+        }
         match parse_lenient(&self.body) {
             Ok(_) => format!("JSON that ComfyUI would not send (HTTP {status})"),
             Err(_) => format!("something that is not JSON (HTTP {status}): {}", self.excerpt()),
@@ -203,7 +235,7 @@ impl Answer {
         if self.is_html() {
             return self.title().unwrap_or_else(|| "an HTML page".into());
         }
-        let json = parse_lenient(&self.body).ok();
+        let json = if self.is_large() { None } else { parse_lenient(&self.body).ok() };
         let message = json.as_ref().and_then(|json| {
             let error = json.get("error")?;
             error.as_str().or_else(|| error.get("message")?.as_str())
@@ -238,7 +270,10 @@ impl Answer {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use futures_util::{FutureExt, StreamExt, stream};
+
     use super::*;
+    use crate::comfy::room::Room;
 
     fn answer(status: u16, content_type: &str, location: &str, body: &str) -> Answer {
         Answer {
@@ -273,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_proxy_page_may_pass_and_a_login_does_not() {
-        let may_pass = |answer: Answer| match answer.json() {
+        let may_pass = |answer: Answer| match answer.success() {
             Err(error @ ComfyError::Foreign { .. }) => error.is_transient(),
             other => panic!("{other:?}"),
         };
@@ -291,6 +326,35 @@ mod tests {
         let long = answer(500, "", "", &"ü".repeat(5000)).excerpt();
         assert_eq!(long.chars().count(), 200);
         assert!(long.ends_with('…'));
+    }
+
+    #[tokio::test]
+    async fn a_large_body_is_parsed_where_it_holds_up_nobody() {
+        let document = format!("{{\"a\": \"{}\"}}", "a".repeat(SMALL_BYTES as usize));
+        let (large, small) = (answer(200, "", "", &document), answer(200, "", "", r#"{"a": 1}"#));
+        assert!(small.json().now_or_never().unwrap().is_ok());
+        let mut parsing = Box::pin(large.json());
+        assert!((&mut parsing).now_or_never().is_none());
+        assert!(parsing.await.unwrap()["a"].is_string());
+    }
+
+    /// Reads a body of which a piece comes after each of these pauses, in seconds.
+    async fn read_in_pieces(pauses: &'static [u64]) -> Result<usize, ComfyError> {
+        let pieces = stream::iter(pauses).then(|pause| async {
+            tokio::time::sleep(Duration::from_secs(*pause)).await;
+            Ok::<_, std::io::Error>("[]")
+        });
+        let response = axum::http::Response::new(reqwest::Body::wrap_stream(pieces));
+        let claim = Claim::AtOnce(&Room::of("pieces"), None);
+        let read = Answer::read("GET /x", response.into(), 100, Duration::from_secs(10), claim).await;
+        read.map(|answer| answer.body.len())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_its_time_as_long_as_it_goes_on() {
+        assert_eq!(read_in_pieces(&[9, 9, 9, 9]).await.unwrap(), 8);
+        let stalled = read_in_pieces(&[1, 11]).await;
+        assert!(matches!(stalled, Err(ComfyError::Timeout { after, .. }) if after.as_secs() == 10), "{stalled:?}");
     }
 
     /// Gets `piece` bytes, of which `before` had come when there was room, every second until it is cut off.

@@ -38,7 +38,7 @@ impl Client {
         if matches!(answer.status.as_u16(), 404 | 405) {
             return Ok(None);
         }
-        Ok(answer.json()?.get("cancelled").and_then(Value::as_bool))
+        Ok(answer.json().await?.get("cancelled").and_then(Value::as_bool))
     }
 
     /// Asks ComfyUI to drop its models and caches. It does so between two prompts, after this returned.

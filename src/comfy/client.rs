@@ -28,10 +28,11 @@ use super::{
 };
 use crate::workflow::{PromptId, WorkflowId};
 
-/// Deadline of a small call, retries included.
+/// How long ComfyUI may take to begin its answer to a small call, and to go on with it.
 pub(super) const SMALL: Duration = Duration::from_secs(10);
 
-/// Deadline of a call that reads much: object_info scans model folders, history carries graphs.
+/// The same of a call for which it looks through folders; and the deadline of every call, retries included. Whole answers
+/// may take that long on a slow line: queue and history carry graphs.
 pub(super) const LARGE: Duration = Duration::from_secs(60);
 
 /// How long a call may wait, all in all, until there is room for its large answer.
@@ -86,8 +87,7 @@ impl Client {
     /// As for every read: no answer, no ComfyUI, an error status, a body beyond 64 MiB.
     pub async fn queue(&self) -> Result<Queue, ComfyError> {
         let answer = self.get("GET /queue", "/queue", SMALL).await?;
-        answer.success()?;
-        Queue::parse(&answer.body).map_err(|problem| answer.malformed(problem))
+        answer.read_as(Queue::parse).await
     }
 
     /// The history entry of a prompt; `None` while there is none: not over yet, never accepted, or forgotten.
@@ -97,8 +97,7 @@ impl Client {
     pub async fn history(&self, prompt: &PromptId) -> Result<Option<HistoryEntry>, ComfyError> {
         let path = format!("/history/{}", percent_encode(prompt.as_str()));
         let answer = self.get("GET /history", &path, LARGE).await?;
-        answer.success()?;
-        let entries = history::parse(&answer.body).map_err(|problem| answer.malformed(problem))?;
+        let entries = answer.read_as(history::parse).await?;
         Ok(entries.into_iter().find(|entry| entry.prompt_id == *prompt))
     }
 
@@ -108,8 +107,7 @@ impl Client {
     /// As for every read.
     pub async fn recent_history(&self, count: usize) -> Result<Vec<HistoryEntry>, ComfyError> {
         let answer = self.get("GET /history", &format!("/history?max_items={count}"), LARGE).await?;
-        answer.success()?;
-        history::parse(&answer.body).map_err(|problem| answer.malformed(problem))
+        answer.read_as(history::parse).await
     }
 
     /// The history entry of a prompt and the id by which the server knows it, also on servers that give their own
@@ -149,15 +147,15 @@ impl Client {
         self.ids.kept.store(kept, Ordering::Relaxed);
     }
 
-    /// A read of a whole body. The path is ready to be sent. The deadline is that of each exchange; one whose large
-    /// answer finds no room is made again when there is some.
-    pub(super) async fn get(&self, what: &'static str, path: &str, deadline: Duration) -> Result<Answer, ComfyError> {
+    /// A read of a whole body. The path is ready to be sent. One whose large answer finds no room is made again when there
+    /// is some.
+    pub(super) async fn get(&self, what: &'static str, path: &str, idle: Duration) -> Result<Answer, ComfyError> {
         let until = Instant::now() + ROOM;
         let mut turn = None;
         loop {
             let claim = Claim::AtOnce(&self.room, turn.as_ref());
-            let attempt = || self.exchange(what, self.request(Method::GET, path), claim);
-            let (bytes, crowded) = match within(what, deadline, repeated(attempt)).await {
+            let attempt = || self.exchange(what, self.request(Method::GET, path), idle, claim);
+            let (bytes, crowded) = match within(what, LARGE, repeated(attempt)).await {
                 Err(crowded @ ComfyError::Crowded { bytes, .. }) => (bytes, crowded),
                 result => return result,
             };
@@ -173,10 +171,10 @@ impl Client {
         what: &'static str,
         path: &str,
         body: &impl Serialize,
-        deadline: Duration,
+        idle: Duration,
     ) -> Result<Answer, ComfyError> {
         let request = self.request(Method::POST, path).json(body);
-        within(what, deadline, self.exchange(what, request, Claim::Patient(&self.room))).await
+        within(what, LARGE, self.exchange(what, request, idle, Claim::Patient(&self.room))).await
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -187,10 +185,11 @@ impl Client {
         &self,
         what: &'static str,
         request: RequestBuilder,
+        idle: Duration,
         claim: Claim<'_>,
     ) -> Result<Answer, ComfyError> {
-        let response = request.send().await.map_err(|error| ComfyError::from_reqwest(what, error))?;
-        Answer::read(what, response, MAX_JSON_BYTES, claim).await
+        let sent = async { request.send().await.map_err(|error| ComfyError::from_reqwest(what, error)) };
+        Answer::read(what, within(what, idle, sent).await?, MAX_JSON_BYTES, idle, claim).await
     }
 
     /// An answer that can't be asked for again, with its body, up to `limit` bytes.
@@ -200,7 +199,7 @@ impl Client {
         response: Response,
         limit: u64,
     ) -> Result<Answer, ComfyError> {
-        Answer::read(what, response, limit, Claim::Patient(&self.room)).await
+        Answer::read(what, response, limit, LARGE, Claim::Patient(&self.room)).await
     }
 
     #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]

@@ -56,7 +56,7 @@ impl Client {
             return Ok(None);
         }
         let answer = self.get(WHAT, &format!("/object_info/{}", percent_encode(class)), LARGE).await?;
-        let mut document = answer.json()?;
+        let mut document = answer.json().await?;
         let Some(classes) = document.as_object_mut() else {
             return Err(answer.malformed("not an object"));
         };
@@ -75,7 +75,7 @@ impl Client {
     /// As for every read.
     pub async fn class_names(&self) -> Result<Vec<String>, ComfyError> {
         let answer = self.get(WHAT, "/object_info", LARGE).await?;
-        names_in(&answer)
+        names_in(&answer).await
     }
 
     /// Classes that are gone from the box and that ComfyUI replaces in a prompt before it looks at it (v0.14.0 and
@@ -85,7 +85,7 @@ impl Client {
     /// As for every read.
     pub async fn replaced_classes(&self) -> Result<BTreeSet<String>, ComfyError> {
         let answer = self.get("GET /node_replacements", "/node_replacements", SMALL).await?;
-        match names_in(&answer) {
+        match names_in(&answer).await {
             Ok(names) => Ok(names.into_iter().collect()),
             Err(ComfyError::NotFound { .. }) => Ok(BTreeSet::new()),
             Err(error) => Err(error),
@@ -94,9 +94,8 @@ impl Client {
 }
 
 /// The names in an object, whatever they stand for.
-fn names_in(answer: &Answer) -> Result<Vec<String>, ComfyError> {
-    answer.success()?;
+async fn names_in(answer: &Answer) -> Result<Vec<String>, ComfyError> {
     let named: IndexMap<String, IgnoredAny> =
-        parse_lenient_as(&answer.body).map_err(|error| answer.malformed(error.to_string()))?;
+        answer.read_as(|body| parse_lenient_as(body).map_err(|error| error.to_string())).await?;
     Ok(named.into_keys().collect())
 }

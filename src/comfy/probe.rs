@@ -28,7 +28,7 @@ impl Client {
     /// [`ComfyError::Foreign`] when something else answers, [`ComfyError::Unreachable`] when nothing does.
     pub async fn probe(&self) -> Result<ServerInfo, ComfyError> {
         let answer = self.get("GET /system_stats", "/system_stats", SMALL).await?;
-        let info = match answer.json() {
+        let info = match answer.json().await {
             Ok(stats) => ServerInfo::read(&stats).ok_or_else(|| answer.foreign())?,
             Err(ComfyError::Status { .. } | ComfyError::Malformed { .. }) => return Err(answer.foreign()),
             Err(error) => return Err(error),
@@ -38,7 +38,8 @@ impl Client {
 
     async fn has_jobs_api(&self) -> bool {
         let answer = self.get("GET /api/jobs", "/api/jobs?limit=1", SMALL).await;
-        answer.and_then(|answer| answer.json()).is_ok_and(|list| list.get("jobs").is_some_and(Value::is_array))
+        let Ok(answer) = answer else { return false };
+        answer.json().await.is_ok_and(|list| list.get("jobs").is_some_and(Value::is_array))
     }
 }
 

@@ -86,7 +86,7 @@ impl Client {
         };
         let answer = within(WRITE, SMALL, exchange).await?;
         not_from_a_gateway(&answer)?;
-        let stored = answer.json().unwrap_or_default();
+        let stored = answer.json().await.unwrap_or_default();
         // Under another name when somebody else was faster; then theirs is read.
         Ok(text_of(&stored, "type").as_deref() == Some("temp") && text_of(&stored, "name").is_some())
     }

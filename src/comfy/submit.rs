@@ -11,7 +11,10 @@ use super::{
     queue::{MARKER_KEY, id_of},
     refusal::{Findings, Refusal},
 };
-use crate::workflow::{ClientId, PromptId, WorkflowId};
+use crate::{
+    json::parse_lenient,
+    workflow::{ClientId, PromptId, WorkflowId},
+};
 
 const WHAT: &str = "POST /prompt";
 
@@ -89,7 +92,7 @@ impl Client {
         extra_data.insert(MARKER_KEY.into(), json!({"workflow_id": workflow, "prompt_id": prompt_id}));
         let body = Body { prompt: graph, client_id, prompt_id, extra_data };
         let answer = self.post(WHAT, "/prompt", &body, LARGE).await.map_err(SubmitError::from_call)?;
-        let submitted = read(&answer, graph)?;
+        let submitted = read(&answer, graph).await?;
         self.note_id(submitted.prompt_id == *prompt_id);
         Ok(submitted)
     }
@@ -104,7 +107,7 @@ impl SubmitError {
     }
 }
 
-fn read(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
+async fn read(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
     let status = answer.status.as_u16();
     match status {
         // Also a redirect that leads back here: followed, it would become a GET.
@@ -113,22 +116,22 @@ fn read(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
         409 => Err(SubmitError::AlreadyAccepted),
         413 => Err(SubmitError::TooBig),
         429 => Err(SubmitError::NotTaken { cause: answer.describe() }),
-        400 if !answer.is_foreign() => Err(SubmitError::Refused(refusal(answer, graph))),
-        200..=299 => accepted(answer, graph),
+        400 if !answer.is_foreign() => Err(SubmitError::Refused(refusal(answer, graph).await)),
+        200..=299 => accepted(answer, graph).await,
         _ => Err(SubmitError::Foreign { found: answer.describe() }),
     }
 }
 
-fn refusal(answer: &Answer, graph: &Value) -> Refusal {
-    match crate::json::parse_lenient(&answer.body) {
+async fn refusal(answer: &Answer, graph: &Value) -> Refusal {
+    match answer.make_of_body(|body| parse_lenient(body).map_err(|error| error.to_string())).await {
         Ok(body) if body.is_object() => Refusal::read(&body, graph),
         _ => Refusal::from_sentence(answer.describe()),
     }
 }
 
-fn accepted(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
+async fn accepted(answer: &Answer, graph: &Value) -> Result<Submitted, SubmitError> {
     let foreign = || SubmitError::Foreign { found: answer.describe() };
-    let body = answer.json().map_err(|_| foreign())?;
+    let body = answer.json().await.map_err(|_| foreign())?;
     let prompt_id = body.get("prompt_id").and_then(id_of).ok_or_else(foreign)?;
     let node_errors = body.get("node_errors").unwrap_or(&Value::Null);
     Ok(Submitted { prompt_id: prompt_id.into(), findings: Findings::read(node_errors, graph) })

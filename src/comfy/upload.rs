@@ -72,7 +72,7 @@ impl Client {
         if answer.status.as_u16() == 413 {
             return Err(ComfyError::TooBig { what: WHAT, limit: size.saturating_sub(1) });
         }
-        let stored = answer.json()?;
+        let stored = answer.json().await?;
         name_for_graph(&stored).ok_or_else(|| answer.malformed("no name"))
     }
 }
