@@ -2,7 +2,10 @@
 //!
 //! This is a help, not the truth: whatever does not come this way is fetched when the run is over.
 
-use std::collections::{HashSet, VecDeque};
+use std::{
+    collections::{HashSet, VecDeque},
+    pin::pin,
+};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 
@@ -43,6 +46,18 @@ impl<'a> EarlyFetches<'a> {
             std::future::pending::<()>().await;
         }
         self.start_waiting();
+    }
+
+    /// Does something else while they come. Whoever talks to the box meanwhile must do it this way: what lies unread in the
+    /// tunnel holds up the whole connection, the answer that is waited for included.
+    pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = self.next() => {}
+            }
+        }
     }
 
     /// Lets those that are under way come to their end, which is sooner than beginning them again.

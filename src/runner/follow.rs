@@ -48,7 +48,7 @@ impl Execution {
     ) -> Result<Followed, StepError> {
         let mut hearing = Hearing::new(ear, self.state()?.prompt_id.clone());
         let followed = self.follow_hearing(link, &mut hearing, early).await;
-        hearing.close().await;
+        early.beside(hearing.close()).await;
         Ok(match followed? {
             Followed::Ended(ending) => Followed::Ended(Box::new(with_details(*ending, hearing.failure))),
             absent @ (Followed::Lost(_) | Followed::NotTaken) => absent,
@@ -73,13 +73,8 @@ impl Execution {
                     None => looks.soon(),
                 },
                 () = sleep_until(looks.next.into()) => {
-                    if let Some(followed) = self.look(link, &mut looks, hearing).await? {
+                    if let Some(followed) = early.beside(self.look(link, &mut looks, hearing)).await? {
                         return Ok(followed);
-                    }
-                    self.good_looks.fetch_add(1, Ordering::Relaxed);
-                    self.stop_if_partly_refused(link).await?;
-                    if hearing.wants_ear() {
-                        hearing.listen_to(self.listen(link).await?, &*self.state()?);
                     }
                 }
                 () = early.next() => {}
@@ -104,8 +99,26 @@ impl Execution {
         Ok(has_results)
     }
 
-    /// Reads queue, then history. `None` while the prompt is not over.
+    /// Looks whether the prompt is over, and sees to what has to be done while it is not.
     async fn look(&self, link: &Link, looks: &mut Looks, hearing: &mut Hearing) -> Result<Option<Followed>, StepError> {
+        let followed = self.look_for_end(link, looks, hearing).await?;
+        if followed.is_none() {
+            self.good_looks.fetch_add(1, Ordering::Relaxed);
+            self.stop_if_partly_refused(link).await?;
+            if hearing.wants_ear() {
+                hearing.listen_to(self.listen(link).await?, &*self.state()?);
+            }
+        }
+        Ok(followed)
+    }
+
+    /// Reads queue, then history. `None` while the prompt is not over.
+    async fn look_for_end(
+        &self,
+        link: &Link,
+        looks: &mut Looks,
+        hearing: &mut Hearing,
+    ) -> Result<Option<Followed>, StepError> {
         let state = self.state()?;
         looks.plan_next();
         let queue = match link.client.queue().await {

@@ -13,13 +13,15 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{SinkExt, StreamExt, future::join_all, stream};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
     task::JoinSet,
 };
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     impostor::{Asked, Impostor, PICTURE, endless, files, history},
@@ -261,6 +263,57 @@ async fn large_answers_of_one_box_wait_for_each_other_and_hold_up_no_connection(
     }
     let log = siege.stage.service.log();
     let stalled = log.lines().find(|line| line.contains("nobody took") || line.contains("reading again"));
+    assert_eq!(stalled, None);
+}
+
+/// A file of 64 MiB, of which the first part comes at once and the rest as soon as the queue is asked for. The queue is
+/// told when most of the file is taken: somebody who lets it lie meanwhile waits in vain.
+fn telling_its_queue_beside_a_large_file() -> Impostor {
+    const MIB: usize = 1 << 20;
+    let (taken, is_asked) = (watch::Sender::new(0_usize), watch::Sender::new(false));
+    let (taken_of, asked_for) = (taken.clone(), is_asked.clone());
+    let body = move || {
+        let (taken, is_asked) = (taken.clone(), is_asked.subscribe());
+        let pieces = stream::unfold((0, taken, is_asked), |(at, taken, mut is_asked)| async move {
+            if at == 8 {
+                is_asked.wait_for(|is_asked| *is_asked).await.ok()?;
+            }
+            taken.send_replace(at * MIB);
+            (at < 64).then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![7; MIB])), (at + 1, taken, is_asked)))
+        });
+        Body::from_stream(pieces).into_response()
+    };
+    Impostor::with_outputs(files(&["big.bin"]))
+        .lying("/view?filename=big", move |asked| if asked.is_head { of_size("67108864") } else { body() })
+        .lying("/queue", move |asked| {
+            let mut taken = taken_of.subscribe();
+            asked_for.send_replace(*taken.borrow() > 0);
+            let is_here = *taken.borrow() >= 64 * MIB;
+            let running = if is_here { json!([]) } else { json!([[1, asked.prompt_id, {}, {}, []]]) };
+            let queue = json!({"queue_running": running, "queue_pending": []}).to_string();
+            Body::from_stream(stream::once(async move {
+                taken.wait_for(|taken| *taken == 0 || *taken >= 48 * MIB).await.ok();
+                Ok::<_, std::io::Error>(queue)
+            }))
+            .into_response()
+        })
+        .talking(|mut socket, impostor| async move {
+            let prompt = impostor.prompted().await;
+            let output =
+                json!({"type": "executed", "data": {"node": "3", "output": files(&["big.bin"]), "prompt_id": prompt}});
+            socket.send(Message::text(output.to_string())).await.ok();
+            while socket.next().await.is_some_and(|message| message.is_ok()) {}
+        })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_output_comes_while_the_box_is_asked_about_the_run() {
+    let siege = Siege::begin().await;
+    let ended = siege.run(telling_its_queue_beside_a_large_file().serve().await).await;
+    assert_eq!(ended["status"], "completed", "{ended:#}");
+    let log = siege.stage.service.log();
+    assert!(log.contains("fetched while the run goes on file=\"big.bin\""), "{log}");
+    let stalled = log.lines().find(|line| line.contains("nobody took") || line.contains("connecting again"));
     assert_eq!(stalled, None);
 }
 
