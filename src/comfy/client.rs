@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    answer::Answer,
+    answer::{Answer, SMALL_BYTES},
     error::ComfyError,
     history::{self, HistoryEntry},
     queue::Queue,
@@ -153,8 +153,8 @@ impl Client {
         let until = Instant::now() + ROOM;
         let mut turn = None;
         loop {
-            let claim = Claim::AtOnce(&self.room, turn.as_ref());
-            let attempt = || self.exchange(what, self.request(Method::GET, path), idle, claim);
+            let claim = Claim { room: &self.room, turn: turn.as_ref() };
+            let attempt = || self.exchange(what, self.request(Method::GET, path), MAX_JSON_BYTES, idle, claim);
             let (bytes, crowded) = match within(what, LARGE, repeated(attempt)).await {
                 Err(crowded @ ComfyError::Crowded { bytes, .. }) => (bytes, crowded),
                 result => return result,
@@ -165,7 +165,8 @@ impl Client {
         }
     }
 
-    /// A JSON document, sent once.
+    /// A JSON document, sent once. Its answer is small: one that had to wait for room would lie in the tunnel, and can't be
+    /// asked for again.
     pub(super) async fn post(
         &self,
         what: &'static str,
@@ -174,7 +175,7 @@ impl Client {
         idle: Duration,
     ) -> Result<Answer, ComfyError> {
         let request = self.request(Method::POST, path).json(body);
-        within(what, LARGE, self.exchange(what, request, idle, Claim::Patient(&self.room))).await
+        within(what, LARGE, self.exchange(what, request, SMALL_BYTES, idle, self.claim())).await
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -185,21 +186,26 @@ impl Client {
         &self,
         what: &'static str,
         request: RequestBuilder,
+        limit: u64,
         idle: Duration,
         claim: Claim<'_>,
     ) -> Result<Answer, ComfyError> {
         let sent = async { request.send().await.map_err(|error| ComfyError::from_reqwest(what, error)) };
-        Answer::read(what, within(what, idle, sent).await?, MAX_JSON_BYTES, idle, claim).await
+        Answer::read(what, within(what, idle, sent).await?, limit, idle, claim).await
     }
 
-    /// An answer that can't be asked for again, with its body, up to `limit` bytes.
+    /// A small answer with its body, up to `limit` bytes.
     pub(super) async fn read_whole(
         &self,
         what: &'static str,
         response: Response,
         limit: u64,
     ) -> Result<Answer, ComfyError> {
-        Answer::read(what, response, limit, LARGE, Claim::Patient(&self.room)).await
+        Answer::read(what, response, limit.min(SMALL_BYTES), LARGE, self.claim()).await
+    }
+
+    fn claim(&self) -> Claim<'_> {
+        Claim { room: &self.room, turn: None }
     }
 
     #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]

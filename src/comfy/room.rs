@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// In MiB: two bodies of the largest size, and something for everybody else.
 static ALL: Semaphore = Semaphore::const_new(160);
@@ -34,13 +34,12 @@ pub(super) struct Taken {
     _turn: Turn,
 }
 
-/// How a body that turns out to be large comes to its room.
+/// How a body that turns out to be large comes to its room: at once or not at all.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Claim<'a> {
-    /// At once or not at all, perhaps with a turn that was waited for.
-    AtOnce(&'a Room, Option<&'a Turn>),
-    /// In the end; for an answer that can't be asked for again.
-    Patient(&'a Room),
+pub(super) struct Claim<'a> {
+    pub(super) room: &'a Room,
+    /// A turn that was waited for.
+    pub(super) turn: Option<&'a Turn>,
 }
 
 impl Room {
@@ -56,49 +55,28 @@ impl Room {
 
     /// A turn, once it is this one's and there is room for a body of so many bytes. The room is not kept: the box has
     /// not begun to send.
+    #[expect(clippy::expect_used, reason = "nobody closes these semaphores")]
     pub(super) async fn turn(&self, bytes: u64) -> Turn {
-        let turn = self.next().await;
-        drop(share(bytes).await);
-        turn
-    }
-
-    async fn next(&self) -> Turn {
-        Turn { _permit: never_closed(Arc::clone(&self.0).acquire_owned().await).into() }
-    }
-
-    fn next_at_once(&self) -> Option<Turn> {
-        Arc::clone(&self.0).try_acquire_owned().ok().map(|permit| Turn { _permit: permit.into() })
+        let permit = Arc::clone(&self.0).acquire_owned().await.expect("a semaphore is open");
+        drop(ALL.acquire_many(mib(bytes)).await);
+        Turn { _permit: permit.into() }
     }
 }
 
 impl Claim<'_> {
     /// Room for a body of so many bytes; taken in one go, so that no two wait for each other with half of what they
     /// need.
-    pub(super) async fn take(self, bytes: u64) -> Option<Taken> {
-        match self {
-            Self::AtOnce(room, turn) => {
-                let turn = turn.cloned().or_else(|| room.next_at_once())?;
-                Some(Taken { _share: ALL.try_acquire_many(mib(bytes)).ok()?, _turn: turn })
-            }
-            Self::Patient(room) => {
-                let turn = room.next().await;
-                Some(Taken { _share: share(bytes).await, _turn: turn })
-            }
-        }
+    pub(super) fn take(self, bytes: u64) -> Option<Taken> {
+        let turn = match self.turn {
+            Some(turn) => turn.clone(),
+            None => Turn { _permit: Arc::clone(&self.room.0).try_acquire_owned().ok()?.into() },
+        };
+        Some(Taken { _share: ALL.try_acquire_many(mib(bytes)).ok()?, _turn: turn })
     }
-}
-
-async fn share(bytes: u64) -> SemaphorePermit<'static> {
-    never_closed(ALL.acquire_many(mib(bytes)).await)
 }
 
 fn mib(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX)
-}
-
-#[expect(clippy::expect_used, reason = "nobody closes these semaphores")]
-fn never_closed<T>(permit: Result<T, AcquireError>) -> T {
-    permit.expect("the semaphores are never closed")
 }
 
 #[cfg(test)]
@@ -108,25 +86,20 @@ mod tests {
 
     use super::*;
 
-    fn at_once(room: &Room, turn: Option<&Turn>, mib: u64) -> Option<Taken> {
-        Claim::AtOnce(room, turn).take(mib << 20).now_or_never().unwrap()
-    }
-
     #[tokio::test]
     async fn a_box_has_one_large_body_at_a_time_and_leaves_room_for_others() {
+        let take = |room, turn, mib: u64| Claim { room, turn }.take(mib << 20);
         let (one, same, other) = (Room::of("one"), Room::of("one"), Room::of("other"));
-        let first = at_once(&one, None, 64);
+        let first = take(&one, None, 64);
         assert!(first.is_some());
-        assert!(at_once(&same, None, 2).is_none(), "of the same box");
-        let mut patient = Box::pin(Claim::Patient(&same).take(2 << 20));
+        assert!(take(&same, None, 2).is_none(), "of the same box");
         let mut waiting = Box::pin(same.turn(2 << 20));
-        assert!((&mut patient).now_or_never().is_none() && (&mut waiting).now_or_never().is_none());
-        assert!(at_once(&other, None, 64).is_some(), "of another");
+        assert!((&mut waiting).now_or_never().is_none());
+        assert!(take(&other, None, 64).is_some(), "of another");
 
         drop(first);
-        assert!((&mut waiting).now_or_never().is_none(), "the other one was first");
-        assert!(patient.now_or_never().unwrap().is_some());
         let turn = waiting.now_or_never().unwrap();
-        assert!(at_once(&same, None, 2).is_none() && at_once(&same, Some(&turn), 2).is_some());
+        assert!(take(&same, None, 2).is_none(), "another one's turn");
+        assert!(take(&same, Some(&turn), 2).is_some());
     }
 }

@@ -23,7 +23,8 @@ use tokio::{
 use tokio_util::io::ReaderStream;
 
 use super::{
-    client::{Client, MAX_JSON_BYTES, text_of},
+    answer::SMALL_BYTES,
+    client::{Client, text_of},
     error::ComfyError,
 };
 
@@ -59,7 +60,7 @@ impl Client {
         let request = self.request(Method::POST, "/upload/image").multipart(Form::new().part("image", part));
         let exchange = async {
             let response = request.send().await.map_err(|error| ComfyError::from_reqwest(WHAT, error))?;
-            self.read_whole(WHAT, response, MAX_JSON_BYTES).await
+            self.read_whole(WHAT, response, SMALL_BYTES).await
         };
         let result = tokio::select! {
             result = exchange => result,

@@ -31,7 +31,7 @@ impl Link {
     pub(super) async fn open(pool: &Pool, target: &Target, port: u16) -> Result<Self, SshError> {
         let session = pool.connect(target).await?;
         let tunnel = session.forward(port).await?;
-        let client = Client::over_socket(tunnel.socket(), &target.to_string());
+        let client = Client::over_socket(tunnel.socket(), &session.box_name().to_string());
         Ok(Self { session, tunnel, client, has_jobs_api: AtomicBool::new(false), version: Mutex::default() })
     }
 
@@ -124,7 +124,7 @@ impl Link {
     async fn find_elsewhere(&self, port: u16) -> Option<u16> {
         for other in USUAL_PORTS.into_iter().filter(|other| *other != port) {
             if let Ok(tunnel) = self.session.forward(other).await
-                && Client::over_socket(tunnel.socket(), &self.session.target().to_string()).probe().await.is_ok()
+                && Client::over_socket(tunnel.socket(), &self.session.box_name().to_string()).probe().await.is_ok()
             {
                 return Some(other);
             }

@@ -3,7 +3,10 @@
 //! The name is made of what the string and `~/.ssh/config` come to, so that aliases, users and ways of writing an address
 //! make no second box of one. Names are not looked up: two names that lead to one address are two boxes.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{Target, route::Route};
 
@@ -53,6 +56,17 @@ impl BoxName {
         }
         let itself = is_loopback(&next.host) && (next.port == SSH_PORT || next.port == self.port);
         if itself { self } else { Self { behind: Some(Box::new(self)), ..next } }
+    }
+}
+
+/// Equal for equal names only.
+impl fmt::Display for BoxName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)?;
+        match &self.behind {
+            Some(behind) => write!(f, " behind {behind}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -153,6 +167,7 @@ mod tests {
             ("inner", "ssh -J u@GATE.example 10.0.0.5"),
         ] {
             assert_eq!(name(same), name(other), "{same} and {other}");
+            assert_eq!(name(same).to_string(), name(other).to_string());
         }
     }
 
@@ -171,6 +186,7 @@ mod tests {
             ("256.1.2.3", "0.1.2.3"),
         ] {
             assert_ne!(name(one), name(other), "{one} and {other}");
+            assert_ne!(name(one).to_string(), name(other).to_string());
         }
     }
 

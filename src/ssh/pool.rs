@@ -293,6 +293,10 @@ impl Shared {
 }
 
 impl Slot {
+    pub(super) fn box_name(&self) -> BoxName {
+        BoxName::of(&self.route)
+    }
+
     fn new(route: Route) -> Self {
         Self {
             pins: route.hops.iter().map(|_| Arc::default()).collect(),

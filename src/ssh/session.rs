@@ -7,7 +7,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    SshError, Target, Transfer, Tunnel,
+    BoxName, SshError, Target, Transfer, Tunnel,
     connection::Connection,
     pool::{Lease, Purpose, Shared},
 };
@@ -72,6 +72,12 @@ impl Session {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.claim.target
+    }
+
+    /// Which box this is.
+    #[must_use]
+    pub fn box_name(&self) -> BoxName {
+        self.claim.lease.slot().box_name()
     }
 
     /// What was left out of account when connecting: parts of `~/.ssh/config`, files that could not be read. Those of
