@@ -225,7 +225,7 @@ async fn a_client_that_never_reads_its_answers_is_let_go() {
     assert_eq!(service.client().get("/health").await.0, 200);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn huge_workflows_in_line_are_on_disk_rather_than_in_memory() {
     // Beyond what glibc keeps for later when it is given back.
     const EACH: usize = 40 << 20;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::{LOOK_EVERY, free_port};
 
 /// A first start imports torch from a cold disk.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(240);
 
 /// A ComfyUI that answers. A private one ends when it is dropped.
 #[derive(Debug)]
