@@ -149,6 +149,7 @@ pub struct Limits {
     pub client_progress_per_second: u32,
     pub unreachable_limit_s: u64,
     pub unreachable_before_submit_s: u64,
+    pub comfyui_start_s: u64,
     pub stalled_after_s: u64,
     pub resubmit_lost: bool,
     pub min_free_bytes: u64,
@@ -323,6 +324,7 @@ impl Config {
             execute_wait: Duration::from_secs(self.ssh.execute_wait_s),
             unreachable_limit: Duration::from_secs(self.limits.unreachable_limit_s),
             unreachable_before_submit: Duration::from_secs(self.limits.unreachable_before_submit_s),
+            comfyui_start: Duration::from_secs(self.limits.comfyui_start_s),
             stalled_after: Duration::from_secs(self.limits.stalled_after_s),
             resubmit_lost: self.limits.resubmit_lost,
             limits: runner::Limits {

@@ -52,6 +52,7 @@ pub(super) struct Reported {
     files: Vec<RemoteFile>,
     known: HashSet<RemoteFile>,
     texts: Vec<String>,
+    texts_cut: bool,
 }
 
 /// Reads what one node reported in one message.
@@ -84,7 +85,11 @@ impl Reported {
             Folder::Temp => !has_result,
             Folder::Input => false,
         };
-        NodeOutput { files: self.files.into_iter().filter(kept).collect(), texts: self.texts }
+        NodeOutput {
+            files: self.files.into_iter().filter(kept).collect(),
+            texts: self.texts,
+            texts_cut: self.texts_cut,
+        }
     }
 
     fn walk(&mut self, key: &str, value: &Value, depth: usize, budget: &mut Budget) {
@@ -128,7 +133,9 @@ impl Reported {
     }
 
     fn add_text(&mut self, text: &str, budget: &mut Budget) {
-        let text = cut(text, MAX_TEXT_BYTES.min(budget.text_bytes));
+        let limit = MAX_TEXT_BYTES.min(budget.text_bytes);
+        self.texts_cut |= text.len() > limit;
+        let text = cut(text, limit);
         if !text.is_empty() {
             budget.text_bytes -= text.len();
             self.texts.push(text);
@@ -296,7 +303,10 @@ mod tests {
 
     #[test]
     fn long_texts_and_long_lists_are_cut() {
-        let text = &read(&json!({"text": ["é".repeat(100_000)]})).texts[0];
+        assert!(!read(&json!({"text": ["short"]})).texts_cut);
+        let read_long = read(&json!({"text": ["é".repeat(100_000)]}));
+        let text = &read_long.texts[0];
+        assert!(read_long.texts_cut);
         assert!(
             text.len() <= MAX_TEXT_BYTES && text.len() > MAX_TEXT_BYTES - 8 && text.ends_with("é…"),
             "{}",

@@ -19,7 +19,7 @@ use super::{
     },
 };
 use crate::{
-    runner::Started,
+    runner::{Fetching, Started},
     workflow::{Caller, WorkflowId, WorkflowState},
 };
 
@@ -59,8 +59,12 @@ pub(super) async fn retry(
 
 /// `POST /comfyui/workflow/{id}/download`
 pub(super) async fn download(State(api): State<Arc<Api>>, Id(id): Id) -> Result<Response, ApiError> {
-    let missing = api.runner.download(&id).await?;
-    let message = if missing.is_empty() { "Nothing to download: every output is here" } else { "Download started" };
+    let (message, missing) = match api.runner.download(&id).await? {
+        Fetching::Outputs(missing) => ("Download started", missing),
+        Fetching::WhatTheBoxKnows => ("Asking the box what the run has left", Vec::new()),
+        Fetching::Nothing => ("Nothing to download: every output is here", Vec::new()),
+        Fetching::NeverRan => ("Nothing to download: the workflow was never sent to the box", Vec::new()),
+    };
     let outputs = missing.iter().map(OutputView::from).collect();
     Ok(Success::new(DownloadView { message, workflow_id: id, outputs }).into_response())
 }

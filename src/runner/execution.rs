@@ -27,7 +27,7 @@ use super::{
     follow::Followed,
     known_boxes::KnownBoxes,
     line::Seat,
-    link::{Link, SubscribeError},
+    link::{Link, NoComfyUi, SubscribeError},
     part::Parts,
     patience::Patience,
     turns::Turns,
@@ -40,8 +40,8 @@ use crate::{
     },
 };
 
-/// How long a ComfyUI that does not answer yet is waited for on the first connection; it may just be starting.
-const COMFYUI_PATIENCE: Duration = Duration::from_secs(10);
+/// How long something else than ComfyUI is looked at again on the first connection.
+const FOREIGN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A run starts over at most this often, because its files are gone or the box has forgotten it.
 const MAX_ATTEMPTS: u32 = 2;
@@ -257,23 +257,30 @@ impl Execution {
         self.wait_for_comfyui(link, port).await
     }
 
-    /// Gives a ComfyUI that does not answer yet a moment: it may just be starting.
+    /// Gives a ComfyUI that does not answer yet some time: a box takes logins before that has started.
     async fn wait_for_comfyui(&self, link: Link, port: u16) -> Result<Link, Failure> {
         let mut patience = Patience::new();
         loop {
-            let message = match link.probe(port).await {
+            let NoComfyUi { failure: Failure { mut message, .. }, may_come } = match link.probe(port).await {
                 Ok(version) => {
                     tracing::info!(comfyui.version = version, "reached ComfyUI");
                     self.apply(Event::Connected);
                     return Ok(link);
                 }
-                Err(failure) => failure.message,
+                Err(found) => found,
             };
             if link.is_lost() {
                 let cause = StepError::connection_lost().into_failure();
                 return self.reconnect(cause, &mut Patience::new()).await;
             }
-            if !patience.pause(COMFYUI_PATIENCE).await {
+            let limit = self.options.comfyui_start;
+            let limit = if may_come { limit } else { limit.min(FOREIGN_PATIENCE) };
+            let announce = |pause| self.announce_reconnecting(message.clone(), Some(pause));
+            if !patience.pause_announced(limit, announce).await {
+                if may_come {
+                    let seconds = patience.lasted().as_secs();
+                    message.push_str(&format!("; it was waited for {seconds} s ([limits] comfyui_start_s)"));
+                }
                 return Err(Failure::new(ErrorCode::ComfyuiUnreachable, message));
             }
         }
@@ -288,15 +295,17 @@ impl Execution {
         let mut last = cause;
         loop {
             let ((limit, setting), message) = (self.unreachable_limit(), last.message.clone());
-            self.apply(Event::Reconnecting { cause: message.clone(), next_attempt: None });
-            let announce = |pause| {
-                let next_attempt = TimeDelta::from_std(pause).ok().map(|pause| Utc::now() + pause);
-                self.apply(Event::Reconnecting { cause: message, next_attempt });
-            };
+            self.announce_reconnecting(message.clone(), None);
+            let announce = |pause| self.announce_reconnecting(message, Some(pause));
             if !patience.wait(limit, announce).await {
                 let seconds = patience.lasted().as_secs();
-                let message =
+                let mut message =
                     format!("the box was out of reach for {seconds} s ([limits] {setting} ends it): {}", last.message);
+                if self.state().is_ok_and(|state| state.submission != Submission::None) {
+                    message.push_str(
+                        "; the run may go on there: when the box is back, download what it left before you run it again",
+                    );
+                }
                 return Err(Failure { message, ..last });
             }
             last = match Link::open(&self.pool, &target, port).await {
@@ -305,7 +314,7 @@ impl Execution {
                         self.apply(Event::Connected);
                         return Ok(link);
                     }
-                    Err(failure) => failure,
+                    Err(found) => found.failure,
                 },
                 Err(error) if self.is_final(&error) => return Err(tunnel_failure(&error)),
                 Err(error) => tunnel_failure(&error),
@@ -315,6 +324,12 @@ impl Execution {
                 self.report_stall(patience.lasted()).map_err(StepError::into_failure)?;
             }
         }
+    }
+
+    /// Lets readers know why nothing moves, and when the next try is due if none is under way.
+    fn announce_reconnecting(&self, cause: String, pause: Option<Duration>) {
+        let next_attempt = pause.and_then(|pause| Some(Utc::now() + TimeDelta::from_std(pause).ok()?));
+        self.apply(Event::Reconnecting { cause, next_attempt });
     }
 
     /// Whether an error on the way back ends the workflow at once. With a prompt on the box only another machine at

@@ -39,7 +39,7 @@ impl Link {
     ///
     /// # Errors
     /// Says what was found instead.
-    pub(super) async fn probe(&self, port: u16) -> Result<Option<String>, Failure> {
+    pub(super) async fn probe(&self, port: u16) -> Result<Option<String>, NoComfyUi> {
         let error = match self.client.probe().await {
             Ok(info) => {
                 self.has_jobs_api.store(info.has_jobs_api, Ordering::Relaxed);
@@ -56,13 +56,16 @@ impl Link {
             _ => error.to_string(),
         };
         let mut message = format!("could not reach ComfyUI on port {port} of the box: {found}");
+        let mut may_come = error.is_transient();
         if matches!(error, ComfyError::Unreachable { .. })
             && let Some(other) = self.find_elsewhere(port).await
         {
             message.push_str(&format!("; ComfyUI answers on port {other}, set comfyui_port to it"));
+            may_come = false;
         }
         let is_silent = matches!(error, ComfyError::Timeout { .. });
-        Err(Failure::new(if is_silent { ErrorCode::Wedged } else { ErrorCode::ComfyuiUnreachable }, message))
+        let code = if is_silent { ErrorCode::Wedged } else { ErrorCode::ComfyuiUnreachable };
+        Err(NoComfyUi { failure: Failure::new(code, message), may_come })
     }
 
     /// A closed port looks, from this end of the tunnel, like a connection that is cut.
@@ -130,6 +133,20 @@ impl Link {
             }
         }
         None
+    }
+}
+
+/// What was found where ComfyUI should be.
+#[derive(Debug)]
+pub(super) struct NoComfyUi {
+    pub(super) failure: Failure,
+    /// Whether it looks like a ComfyUI that is starting.
+    pub(super) may_come: bool,
+}
+
+impl From<NoComfyUi> for Failure {
+    fn from(found: NoComfyUi) -> Self {
+        found.failure
     }
 }
 

@@ -55,6 +55,7 @@ pub use dry_run::{
 pub use error::ExecuteError;
 use execution::Execution;
 use known_boxes::KnownBoxes;
+pub use later::Fetching;
 use later::Later;
 pub use line::{Full, Limits};
 use line::{Line, Seat, SeatNumber};

@@ -14,6 +14,8 @@ pub struct Options {
     pub unreachable_limit: Duration,
     /// The same before anything was submitted.
     pub unreachable_before_submit: Duration,
+    /// How long a ComfyUI that does not answer yet is waited for when the box is reached for the first time.
+    pub comfyui_start: Duration,
     /// After which time without any sign of progress a run is said to be stalled.
     pub stalled_after: Duration,
     /// Whether a prompt that the box has forgotten runs once more.

@@ -43,7 +43,8 @@ impl Patience {
         self.pause_announced(limit, |_| ()).await
     }
 
-    async fn pause_announced(&mut self, limit: Duration, announce: impl FnOnce(Duration)) -> bool {
+    /// As [`pause`](Self::pause); `announce` is told how long it will be.
+    pub(super) async fn pause_announced(&mut self, limit: Duration, announce: impl FnOnce(Duration)) -> bool {
         let left = limit.saturating_sub(self.lasted());
         if left.is_zero() {
             return false;

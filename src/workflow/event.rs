@@ -96,6 +96,10 @@ pub enum Event {
     Reported(Vec<(NodeId, NodeOutput)>),
     /// An output file is on the local disk.
     Stored(Stored),
+    /// What history knew of a run that ended here before it was over there, or before anybody saw it end.
+    ReportedLater(Vec<(NodeId, NodeOutput)>),
+    /// These files had come to the local disk and are no longer there.
+    LostHere(Vec<RemoteFile>),
     /// An output file came to the local disk after the end, since the user asked for what was missing.
     StoredLater(Stored),
     /// What the user asked for after the end did not come, or not all of it.

@@ -45,6 +45,21 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Whether it was seen how the run ended on the box, with all that it left.
+    pub fn is_seen_on_the_box(self) -> bool {
+        matches!(
+            self,
+            Self::InvalidWorkflow
+                | Self::NodeError
+                | Self::OutOfMemory
+                | Self::Interrupted
+                | Self::DownloadFailed
+                | Self::DiskFull
+                | Self::PathRefused
+                | Self::LimitExceeded
+        )
+    }
+
     /// Whether the outputs of a run may still come here after it failed for this reason.
     pub fn is_about_downloads(self) -> bool {
         matches!(self, Self::DownloadFailed | Self::DiskFull)

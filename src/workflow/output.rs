@@ -49,6 +49,8 @@ pub struct NodeOutput {
     pub files: Vec<RemoteFile>,
     /// Plain strings, such as captions.
     pub texts: Vec<String>,
+    /// Whether texts were longer than is kept of them.
+    pub texts_cut: bool,
 }
 
 /// What kind of content an output file has.
@@ -127,6 +129,12 @@ impl Output {
         let file_type = FileType::of(&remote.filename, &remote.listed_as);
         let remote_path = remote_path(&remote, output_dir);
         Self { node_id, remote, remote_path, file_type, local_path: None, size: None }
+    }
+
+    /// The same without its local file.
+    #[must_use]
+    pub fn not_here(self) -> Self {
+        Self { local_path: None, size: None, ..self }
     }
 
     /// Whether the file is on the local disk.

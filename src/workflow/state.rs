@@ -239,6 +239,17 @@ impl WorkflowState {
         }
     }
 
+    /// Whether the box may know of outputs that are not on record: the run ended here before anybody saw how it ended
+    /// there.
+    pub fn may_have_left_more(&self) -> bool {
+        let unseen = match &self.lifecycle {
+            Lifecycle::Active(_) | Lifecycle::Completed => false,
+            Lifecycle::Cancelled => true,
+            Lifecycle::Failed(failure) => !failure.code.is_seen_on_the_box(),
+        };
+        unseen && self.submission != Submission::None
+    }
+
     /// How many nodes are done.
     pub fn completed_nodes(&self) -> usize {
         self.nodes.values().filter(|node| node.status == NodeStatus::Executed).count()
@@ -289,7 +300,11 @@ impl WorkflowState {
             Event::AttemptStarted(prompt_id) => self.start_over(prompt_id),
             Event::Warned(text) => self.warn(text),
             Event::Stalled(since) => replace(&mut self.stalled_since, Some(since)),
-            Event::AnsweredWithError(_) | Event::StoredLater(_) | Event::NotStoredLater(_) => false,
+            Event::AnsweredWithError(_)
+            | Event::ReportedLater(_)
+            | Event::LostHere(_)
+            | Event::StoredLater(_)
+            | Event::NotStoredLater(_) => false,
             Event::Connected => self.connect(Connection::connected(at)) | replace(&mut self.stalled_since, None),
             Event::Reconnecting { cause, next_attempt } => {
                 self.connect(Connection::reconnecting(at, cause, next_attempt))

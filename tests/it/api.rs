@@ -193,6 +193,7 @@ async fn what_is_found_instead_of_comfyui_is_said() {
     let failed = ended(closed).await;
     let text = failed["error_message"].as_str().unwrap();
     assert!(text.starts_with(&format!("could not reach ComfyUI on port {closed}")), "{text}");
+    assert!(text.contains("[limits] comfyui_start_s"), "{text}");
     assert_eq!(failed["error_code"], "comfyui_unreachable");
 
     let page = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -13,7 +13,7 @@ use crate::{
     far_end::{FarEnd, Kind},
     graphs::{self, tag},
     sandbox_stage::{PATIENCE, Stage},
-    support::{service::Service, tmpfs::Tmpfs},
+    support::{eventually, service::Service, tmpfs::Tmpfs},
 };
 
 /// Takes a while to move, also on loopback.
@@ -374,6 +374,62 @@ async fn a_cancelled_workflow_can_be_downloaded_and_stays_cancelled() {
     let log = stage.service.log();
     let ends = ["fetched what was missing", "a later download is left undone"].map(|end| log.matches(end).count());
     assert_eq!(ends, [1, 0], "two requests, one download");
+}
+
+/// The box was out of reach for longer than is waited for, and the run went on there.
+#[tokio::test]
+async fn what_a_run_left_that_was_given_up_can_be_downloaded() {
+    let stage = Stage::with_settings(&[("limits.unreachable_limit_s", 1.into())]).await;
+    let client = stage.service.client();
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let id = stage.start(&graphs::slow(&tag(), 2, 1)).await;
+    hold.reached().await;
+    stage.sandbox.faults().refuse_ssh(true);
+    stage.sandbox.faults().cut_ssh();
+    let failed = client.wait_for_status(&id, "failed", PATIENCE).await;
+    assert_failed(&failed, "ssh_unreachable", &["the run may go on there", "download"]);
+    assert_eq!(failed["outputs"], json!([]));
+    hold.release();
+    stage.sandbox.faults().refuse_ssh(false);
+    let in_history = async || (!stage.sandbox.engine().history_ids().is_empty()).then_some(());
+    eventually("the end of the run", in_history).await;
+
+    let (status, answer) = client.download(&id).await;
+    assert_eq!((status.as_u16(), &answer["message"]), (200, &json!("Asking the box what the run has left")));
+    let is_here = |progress: &Value| progress["outputs"][0]["downloaded"] == true;
+    let done = client.wait_after_the_end(&id, "the output", PATIENCE, is_here).await;
+    assert_eq!((&done["status"], &done["error_code"]), (&json!("failed"), &json!("ssh_unreachable")));
+    let file = PathBuf::from(done["outputs"][0]["local_path"].as_str().unwrap());
+    let content = fs::read(&file).unwrap();
+
+    // And once more, when it was lost here.
+    fs::remove_file(&file).unwrap();
+    let (_, answer) = client.download(&id).await;
+    assert_eq!((&answer["message"], &answer["outputs"][0]["downloaded"]), (&json!("Download started"), &json!(false)));
+    client.wait_after_the_end(&id, "the output", PATIENCE, is_here).await;
+    assert_eq!(fs::read(&file).unwrap(), content);
+}
+
+#[tokio::test]
+async fn a_later_download_asks_the_box_in_vain_where_it_knows_nothing() {
+    let stage = Stage::with_settings(&[("limits.unreachable_limit_s", 1.into())]).await;
+    let client = stage.service.client();
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let id = stage.start(&graphs::slow(&tag(), 2, 1)).await;
+    hold.reached().await;
+    stage.sandbox.faults().refuse_ssh(true);
+    stage.sandbox.faults().cut_ssh();
+    client.wait_for_status(&id, "failed", PATIENCE).await;
+    stage.sandbox.faults().refuse_ssh(false);
+    client.download(&id).await;
+    let told = |words: &'static str| move |progress: &Value| progress["warnings"].to_string().contains(words);
+    client.wait_after_the_end(&id, "that it runs", PATIENCE, told("not over on the box")).await;
+    stage.sandbox.engine().restart().await.unwrap();
+    let asked = async || {
+        client.download(&id).await;
+        told("the box knows of no result")(&client.progress(&id).await).then_some(())
+    };
+    eventually("that nothing is known", asked).await;
 }
 
 #[tokio::test]

@@ -215,6 +215,25 @@ async fn what_stands_in_front_of_comfyui_is_named() {
     }
 }
 
+/// A box takes logins long before its ComfyUI has started.
+#[tokio::test]
+async fn a_comfyui_that_is_still_starting_is_waited_for_and_the_cause_is_told() {
+    let stage = Stage::with_settings(&[("limits.comfyui_start_s", 60.into())]).await;
+    stage.sandbox.engine().kill().await;
+    let id = stage.start(&graphs::preview(&tag())).await;
+    let told = |progress: &Value| {
+        let connection = &progress["connection"];
+        progress["status"] == "queued"
+            && connection["cause"].as_str().is_some_and(|cause| cause.contains("nothing listens"))
+    };
+    let client = stage.service.client();
+    let waiting = client.wait_for(&id, "the cause", PATIENCE, told).await;
+    assert_eq!(waiting["connection"]["state"], "reconnecting", "{waiting:#}");
+    stage.sandbox.engine().revive().await.unwrap();
+    let done = stage.completed(&id).await;
+    assert_eq!(done["warnings"], json!([]), "{done:#}");
+}
+
 #[tokio::test]
 async fn a_comfyui_on_its_usual_port_is_pointed_out() {
     let usual = async |comfyui_port| Sandbox::start(SandboxOptions { comfyui_port, ..SandboxOptions::default() }).await;

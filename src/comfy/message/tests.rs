@@ -204,7 +204,7 @@ fn children_count_as_their_node_running() {
     let same = json!({"prompt_id": "p", "node": "12.0.0.4", "value": 3, "max": 20});
     assert_eq!(events(&mut decoder, "progress", same), []);
     let child = json!({"prompt_id": "p", "node": "12.0.0.4", "display_node": "12.0.0.4", "output": {"text": ["x y"]}});
-    let output = NodeOutput { files: vec![], texts: vec!["x y".into()] };
+    let output = NodeOutput { texts: vec!["x y".into()], ..NodeOutput::default() };
     assert_eq!(events(&mut decoder, "executed", child), [BoxEvent::NodeOutput { node: "12".into(), output }]);
     let done = json!({"12": state("12", "12", "finished", json!(1), json!(1))});
     let end = [BoxEvent::NodeFinished("12".into())];

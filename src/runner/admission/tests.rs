@@ -42,6 +42,7 @@ impl Case {
             execute_wait: Duration::ZERO,
             unreachable_limit: Duration::ZERO,
             unreachable_before_submit: Duration::ZERO,
+            comfyui_start: Duration::ZERO,
             stalled_after: Duration::ZERO,
             resubmit_lost: false,
             limits: Limits { max_running: 1, max_running_per_box: 1, max_waiting: 1, max_active_per_caller: None },

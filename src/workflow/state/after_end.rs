@@ -9,6 +9,10 @@ impl WorkflowState {
     /// Takes in what a finished workflow still takes in.
     pub(super) fn apply_after_the_end(&mut self, at: DateTime<Utc>, event: Event) -> bool {
         let changed = match event {
+            Event::ReportedLater(reports) => {
+                reports.into_iter().fold(false, |changed, (node, output)| self.note_output(node, output) | changed)
+            }
+            Event::LostHere(files) => self.note_lost(&files),
             Event::StoredLater(stored) => {
                 let stored = self.note_stored(stored);
                 if stored && self.lacked_only_downloads() && self.outputs.iter().all(Output::downloaded) {

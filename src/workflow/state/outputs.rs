@@ -32,7 +32,10 @@ impl WorkflowState {
 
     pub(super) fn note_output(&mut self, node: NodeId, output: NodeOutput) -> bool {
         let files = self.note_files(&node, output.files);
-        self.note_texts(&node, output.texts) | files
+        let cut = output.texts_cut
+            && self
+                .warn(format!("a text of node {node} is longer than what is kept of it (64 KiB); its end is left out"));
+        self.note_texts(&node, output.texts) | files | cut
     }
 
     pub(super) fn note_stored(&mut self, stored: Stored) -> bool {
@@ -41,6 +44,11 @@ impl WorkflowState {
         output.is_some_and(|output| {
             replace(&mut output.size, Some(size)) | replace(&mut output.local_path, Some(local_path))
         })
+    }
+
+    pub(super) fn note_lost(&mut self, files: &[RemoteFile]) -> bool {
+        let lost = self.outputs.iter_mut().filter(|output| files.contains(&output.remote));
+        lost.fold(false, |changed, output| replace(output, output.clone().not_here()) | changed)
     }
 
     /// A file counts once, also where two nodes report it.

@@ -59,7 +59,7 @@ fn file(name: &str) -> RemoteFile {
 }
 
 fn reported(name: &str) -> Event {
-    let output = NodeOutput { files: vec![file(name)], texts: vec!["a caption".into()] };
+    let output = NodeOutput { files: vec![file(name)], texts: vec!["a caption".into()], texts_cut: false };
     Event::Box(BoxEvent::NodeOutput { node: "3".into(), output })
 }
 
@@ -109,6 +109,29 @@ fn what_comes_later_leaves_every_other_end_as_it_was() {
     let mut state = run([reported("a.png"), Event::Failed(Failure::new(ErrorCode::DiskFull, "full"))]);
     state.apply(at(30), Event::StoredLater(stored("a.png")));
     assert_eq!(state.status(), Status::Failed);
+}
+
+#[test]
+fn what_the_box_knew_of_an_end_that_nobody_saw_is_listed() {
+    for (code, unseen) in [
+        (ErrorCode::SshUnreachable, true),
+        (ErrorCode::ComfyuiUnreachable, true),
+        (ErrorCode::Wedged, true),
+        (ErrorCode::NodeError, false),
+        (ErrorCode::DownloadFailed, false),
+    ] {
+        let mut state = run(submitted());
+        state.apply(at(20), Event::Failed(Failure::new(code, "x")));
+        assert_eq!(state.may_have_left_more(), unseen, "{code:?}");
+        let output = NodeOutput { files: vec![file("a.png")], ..NodeOutput::default() };
+        state.apply(at(30), Event::ReportedLater(vec![("3".into(), output)]));
+        state.apply(at(31), Event::StoredLater(stored("a.png")));
+        assert_eq!((state.status(), state.outputs[0].downloaded()), (Status::Failed, true));
+        state.apply(at(32), Event::LostHere(vec![file("a.png")]));
+        assert!(!state.outputs[0].downloaded());
+    }
+    let never_sent = run([Event::Failed(Failure::new(ErrorCode::SshUnreachable, "x"))]);
+    assert!(!never_sent.may_have_left_more());
 }
 
 #[test]
@@ -215,7 +238,7 @@ fn history_settles_what_the_websocket_told() {
     let mut state = run(submitted());
     state.apply(at(9), reported("heard only.png"));
     state.apply(at(9), reported("both.png"));
-    let output = NodeOutput { files: vec![file("both.png"), file("history only.png")], texts: vec![] };
+    let output = NodeOutput { files: vec![file("both.png"), file("history only.png")], ..NodeOutput::default() };
     // Another node that reports the same file adds nothing.
     state.apply(at(10), Event::Reported(vec![("3".into(), output.clone()), ("4".into(), output)]));
     let names: Vec<_> = state.outputs.iter().map(|output| output.remote.filename.as_str()).collect();
@@ -248,6 +271,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Submitted("p".into())),
         (1..3u64).prop_map(|size| Event::Stored(Stored { size, ..stored("a.png") })),
         Just(Event::StoredLater(stored("a.png"))),
+        Just(Event::LostHere(vec![file("a.png")])),
+        Just(Event::ReportedLater(vec![(
+            "3".into(),
+            NodeOutput { files: vec![file("c.png")], ..NodeOutput::default() }
+        )])),
         Just(Event::NotStoredLater(Failure::new(ErrorCode::DiskFull, "still full"))),
         Just(Event::NotStoredLater(Failure::new(ErrorCode::SshUnreachable, "gone"))),
         Just(Event::Failed(Failure::new(ErrorCode::DownloadFailed, "cut"))),
@@ -291,7 +319,9 @@ fn is_absorbed(before: &WorkflowState, after: &WorkflowState, event: &Event) -> 
             after.outputs.iter().all(Output::downloaded)
         }
         Event::NotStoredLater(_) if lacked(before) => lacked(after),
-        Event::StoredLater(_) | Event::NotStoredLater(_) => without_outputs(before) == without_outputs(after),
+        Event::StoredLater(_) | Event::NotStoredLater(_) | Event::ReportedLater(_) | Event::LostHere(_) => {
+            without_outputs(before) == without_outputs(after)
+        }
         _ => before == after,
     }
 }
@@ -323,7 +353,7 @@ fn what_a_box_reports_without_end_is_kept_in_part_and_said() {
     let output = |from: usize| {
         let files = (from..from + 1000).map(|n| file(&format!("{n}_{}.png", "x".repeat(200)))).collect();
         let texts = vec![format!("{from} {}", "t".repeat(40_000))];
-        Event::Box(BoxEvent::NodeOutput { node: "3".into(), output: NodeOutput { files, texts } })
+        Event::Box(BoxEvent::NodeOutput { node: "3".into(), output: NodeOutput { files, texts, texts_cut: true } })
     };
     let mut state = run(submitted());
     for n in 0..60 {
@@ -332,7 +362,7 @@ fn what_a_box_reports_without_end_is_kept_in_part_and_said() {
     let names: usize = state.outputs.iter().map(|output| output.remote.filename.len()).sum();
     let texts: usize = state.texts.iter().map(|text| text.text.len()).sum();
     assert!((4 << 20..8 << 20).contains(&names) && (500 << 10..1 << 20).contains(&texts), "{names} {texts}");
-    assert_eq!((state.warnings.len(), state.outputs_left_out), (2, true), "{:?}", state.warnings);
+    assert_eq!((state.warnings.len(), state.outputs_left_out), (3, true), "{:?}", state.warnings);
     let (outputs, texts) = (state.outputs.clone(), state.texts.clone());
     state.apply(at(300), output(0));
     assert_eq!((state.outputs, state.texts), (outputs, texts), "what is known stays and is not warned of again");
@@ -371,14 +401,16 @@ fn assert_sound(state: &WorkflowState) -> Result<(), TestCaseError> {
 }
 
 /// What an event may change within one attempt.
-fn assert_forward(before: &WorkflowState, state: &WorkflowState) -> Result<(), TestCaseError> {
+fn assert_forward(before: &WorkflowState, state: &WorkflowState, is_lost: bool) -> Result<(), TestCaseError> {
     prop_assert!(state.progress_percent() >= before.progress_percent());
     prop_assert!(state.overall_percent() >= before.overall_percent());
     prop_assert!(state.phase() >= before.phase() || !state.is_active());
     prop_assert!(before.submission != Submission::Accepted || state.submission == Submission::Accepted);
     let mut here = before.outputs.iter().filter(|output| output.downloaded());
     prop_assert!(
-        here.all(|known| state.outputs.iter().any(|output| output.remote == known.remote && output.downloaded()))
+        is_lost
+            || here
+                .all(|known| state.outputs.iter().any(|output| output.remote == known.remote && output.downloaded()))
     );
     Ok(())
 }
@@ -390,6 +422,7 @@ proptest! {
         let mut state = run([planned()]);
         for (second, event) in (2..).zip(events) {
             let before = state.clone();
+            let is_lost = matches!(event, Event::LostHere(_));
             let changed = state.apply(at(second), event);
             prop_assert_eq!(changed, state != before, "it says whether anything changed");
             prop_assert_eq!(state.last_update, if changed { at(second) } else { before.last_update });
@@ -398,7 +431,7 @@ proptest! {
             prop_assert!(state.start_time == before.start_time || before.start_time.is_none());
             assert_sound(&state)?;
             if state.attempt == before.attempt {
-                assert_forward(&before, &state)?;
+                assert_forward(&before, &state, is_lost)?;
             } else {
                 prop_assert_eq!(state.attempt, before.attempt + 1);
                 prop_assert_eq!((state.submission, state.outputs.len(), state.texts.len()), (Submission::None, 0, 0));
