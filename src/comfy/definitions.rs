@@ -104,7 +104,7 @@ impl Client {
         let answer = self.get("GET /node_replacements", "/node_replacements", SMALL).await?;
         match names_in(&answer).await {
             Ok(names) => Ok(names.into_iter().collect()),
-            Err(ComfyError::NotFound { .. }) => Ok(BTreeSet::new()),
+            Err(ComfyError::Status { status: 404, .. }) => Ok(BTreeSet::new()),
             Err(error) => Err(error),
         }
     }

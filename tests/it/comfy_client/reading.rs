@@ -177,6 +177,12 @@ async fn names_of_classes_are_read_up_to_a_measure() {
 }
 
 #[tokio::test]
+async fn a_comfyui_that_replaces_no_classes_says_so_with_a_404() {
+    assert_eq!(always(StatusCode::NOT_FOUND).await.replaced_classes().await.unwrap(), BTreeSet::new());
+    assert!(always(StatusCode::INTERNAL_SERVER_ERROR).await.replaced_classes().await.is_err());
+}
+
+#[tokio::test]
 async fn a_run_under_another_id_is_found_by_its_mark() {
     let searches = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&searches);
