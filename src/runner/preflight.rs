@@ -17,7 +17,8 @@ use crate::{
     preflight::{self, FileReference, Known, Report},
     workflow::{
         ErrorCode, ErrorDetail, Event, Failure, Finding, FindingCode, Graph, NodeDefinitions, NodeId, RemoteFile,
-        Request, Secrets, Severity, finding::Several,
+        Request, Secrets, Severity,
+        finding::{self, Several},
     },
 };
 
@@ -156,8 +157,9 @@ impl Execution {
     }
 }
 
-/// A workflow that can't be submitted; the message names the first errors, the list has everything.
-pub(super) fn refusal(message: String, findings: Vec<Finding>) -> Failure {
+/// A workflow that can't be submitted; the message names the first errors, the list has as much as is kept.
+pub(super) fn refusal(message: String, mut findings: Vec<Finding>) -> Failure {
+    finding::cut(&mut findings);
     let first = findings.iter().find(|finding| finding.severity == Severity::Error && !finding.node_id.is_empty());
     let node_id = first.map(|finding| finding.node_id.as_str().into());
     let node_type = first.map(|finding| finding.node_type.clone());

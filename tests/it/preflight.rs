@@ -106,6 +106,31 @@ async fn everything_wrong_comes_at_once_with_a_hint() {
 }
 
 #[tokio::test]
+async fn warnings_by_the_hundred_hide_no_error() {
+    let stage = Stage::new().await;
+    let mut graph = graph();
+    for n in 0..210 {
+        // What a pack's node allows is for itself to say.
+        let inputs = json!({"image": ["1", 0], "steps": 0, "step_ms": 0});
+        graph[format!("steps{n}")] = json!({"class_type": "RigSlowSteps", "inputs": inputs});
+        let inputs = json!({"images": [format!("steps{n}"), 0], "filename_prefix": "x"});
+        graph[format!("save{n}")] = json!({"class_type": "SaveImage", "inputs": inputs});
+    }
+    let mut request = dry(&stage, &graph);
+    request["input_images"] = json!([]);
+    let (status, plan) = stage.service.client().execute(&request).await;
+    assert_eq!((status, &plan["valid"]), (StatusCode::OK, &json!(false)));
+    let findings = plan["findings"].as_array().unwrap();
+    let errors: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "error").collect();
+    assert_eq!((findings.len(), errors.len(), &errors[0]["code"]), (200, 1, &json!("missing_input_file")));
+    request["dry_run"] = json!(false);
+    let (status, answer) = stage.service.client().execute(&request).await;
+    assert_eq!((status, &answer["findings"]), (StatusCode::BAD_REQUEST, &plan["findings"]));
+    // And on the command line.
+    assert_eq!(check(&stage, &graph, &[]).await.status.code(), Some(1));
+}
+
+#[tokio::test]
 async fn a_dry_run_without_a_box_is_a_502() {
     let stage = Stage::new().await;
     let mut request = dry(&stage, &graph());
