@@ -1,5 +1,7 @@
 //! The inputs of a node: what must be there and is not, and where its links lead.
 
+use std::{borrow::Cow, collections::HashSet};
+
 use serde_json::{Map, Value};
 
 use super::{
@@ -14,15 +16,15 @@ pub(super) fn is_static(input: &InputDefinition) -> bool {
     matches!(input.kind, InputKind::Socket | InputKind::Widget(_)) && !input.type_name.starts_with("COMFY_DYNAMIC")
 }
 
-impl Place<'_> {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
+impl<'a> Place<'a> {
+    pub(super) fn check(&self, checker: &mut Checker<'a>) {
         let Some(inputs) = self.node.given_inputs() else {
             let message = "the node has no inputs in the file, not even an empty list";
             checker.report(self.finding(self.severity(), FindingCode::RequiredInputMissing, "", message));
             return;
         };
         self.section(checker, &self.definition.inputs, "", inputs);
-        for (name, value) in inputs.iter().filter(|(name, _)| !self.definition.may_have(name)) {
+        for (name, value) in inputs {
             if let Value::Array(link) = value {
                 self.undeclared_link(checker, name, link);
             }
@@ -31,9 +33,10 @@ impl Place<'_> {
 
     /// ComfyUI does not look at it before the run, and its worker ends when it meets it then (`ExecutionList.add_node` in
     /// `comfy_execution/graph.py`, v0.3.75): nothing runs on that box any more.
-    fn undeclared_link(&self, checker: &mut Checker<'_>, name: &str, link: &[Value]) {
+    fn undeclared_link(&self, checker: &mut Checker<'a>, name: &str, link: &[Value]) {
         let [Value::String(source), _] = link else { return };
-        if checker.graph.node(&NodeId::from(source.as_str())).is_none() {
+        let is_nowhere = checker.graph.node(&NodeId::from(source.as_str())).is_none();
+        if is_nowhere && checker.may_spend(self.definition.inputs.len()) && !self.definition.may_have(name) {
             let message =
                 format!("{name}, an input that it does not have, is linked to node {source}, which is not there");
             let finding = self.finding(Severity::Warning, FindingCode::MissingLinkSource, name, message);
@@ -43,12 +46,15 @@ impl Place<'_> {
 
     fn section(
         &self,
-        checker: &mut Checker<'_>,
-        section: &[InputDefinition],
+        checker: &mut Checker<'a>,
+        section: &'a [InputDefinition],
         prefix: &str,
         inputs: &Map<String, Value>,
     ) {
         for input in section {
+            if !checker.may_spend(1) {
+                return;
+            }
             let name = format!("{prefix}{}", input.name);
             let given = inputs.get(&name);
             match (&input.kind, given) {
@@ -62,46 +68,56 @@ impl Place<'_> {
         }
     }
 
-    fn missing(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, inputs: &Map<String, Value>) {
+    fn missing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, inputs: &Map<String, Value>) {
         let message = match input.kind {
             InputKind::Socket => format!("{name} must be linked to a node that gives {}", input.link_type()),
             _ => format!("{name} must have a value"),
         };
-        let unknown = inputs.keys().filter(|key| self.definition.input(key).is_none()).cloned().collect::<Vec<_>>();
-        let hint = checker.suggestion(name, &unknown);
-        let hint = if hint.starts_with("did you") { hint } else { String::new() };
         // A choice that is not made brings nothing, not even itself (`_expand_schema_for_dynamic` in `_io.py`).
         let severity = if is_static(input) { self.severity() } else { Severity::Warning };
+        if !checker.takes(severity) || !checker.may_spend(inputs.len() + self.definition.inputs.len()) {
+            return;
+        }
+        let declared: HashSet<&str> = self.definition.inputs.iter().map(|input| input.name.as_str()).collect();
+        let unknown: Vec<&String> = inputs.keys().filter(|key| !declared.contains(key.as_str())).collect();
+        let hint = checker.suggestions.of(name, unknown.iter().copied().map(Cow::from), unknown.len());
+        let hint = if hint.starts_with("did you") { hint } else { String::new() };
         checker.report(self.finding(severity, FindingCode::RequiredInputMissing, name, message).with_hint(hint));
     }
 
     /// What a choice brings with it. How a value without an entry is taken depends on the version.
     fn brought(
         &self,
-        checker: &mut Checker<'_>,
+        checker: &mut Checker<'a>,
         name: &str,
-        options: &[(String, Vec<InputDefinition>)],
+        options: &'a [(String, Vec<InputDefinition>)],
         value: &Value,
         inputs: &Map<String, Value>,
     ) {
+        if !checker.may_spend(options.len()) {
+            return;
+        }
         let key = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         // No text equals a number, so that brings nothing.
         match options.iter().find(|(option, _)| value.is_string() && *option == key) {
             Some((_, brought)) => self.section(checker, brought, &format!("{name}."), inputs),
-            None if value.is_array() => {}
+            None if value.is_array() || !checker.takes(Severity::Warning) => {}
             None => {
                 let message = format!("{name} is {}, which the box does not have among its choices", shown(value));
                 let finding = self.finding(Severity::Warning, FindingCode::ValueNotInList, name, message);
-                let there: Vec<String> = options.iter().map(|(option, _)| option.clone()).collect();
-                let hint = checker.suggestion(&key, &there);
+                let there = options.iter().map(|(option, _)| Cow::from(option));
+                let hint = checker.suggestions.of(&key, there, options.len());
                 checker.report(finding.with_hint(hint));
             }
         }
     }
 
     /// How many an input that grows must have depends on the version, too.
-    fn growing(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, inputs: &Map<String, Value>) {
+    fn growing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, inputs: &Map<String, Value>) {
         let least = input.option("template").and_then(|template| template.get("min")).and_then(Value::as_u64);
+        if !checker.may_spend(inputs.len()) {
+            return;
+        }
         let prefix = format!("{name}.");
         let there = inputs.keys().filter(|key| key.starts_with(&prefix)).count() as u64;
         if let Some(least) = least.filter(|least| input.required && there < *least) {
@@ -116,13 +132,14 @@ impl Place<'_> {
         }
     }
 
-    fn link(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, link: &[Value]) {
+    fn link(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, link: &[Value]) {
         let received = match self.source(checker, name, link, self.severity()) {
             Ok(Some(received)) => received,
             Ok(None) => return,
             Err(finding) => return checker.report(*finding),
         };
-        if !is_mismatch(&received.type_name, input) {
+        let work = received.type_name.len() * input.type_name.len() / 64;
+        if !checker.may_spend(work) || !is_mismatch(&received.type_name, input) {
             return;
         }
         // Nodes of packs have types that equal any other, and checks of their own.
@@ -136,7 +153,7 @@ impl Place<'_> {
     /// What is at the other end of a link; `None` when it is a class that the box lacks.
     fn source(
         &self,
-        checker: &Checker<'_>,
+        checker: &Checker<'a>,
         name: &str,
         link: &[Value],
         severity: Severity,

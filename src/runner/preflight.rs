@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures_util::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     error::StepError,
@@ -96,11 +97,12 @@ impl BoxFacts {
         let lacks_some = graph.nodes().any(|(_, node)| definitions.class(node.class_type()).is_none());
         let replaced = if lacks_some { help(link.client.replaced_classes().await)? } else { BTreeSet::new() };
         let version = link.version();
-        let (definitions, checked) = (Arc::clone(definitions), graph.clone());
+        let (definitions, checked, gone) = (Arc::clone(definitions), graph.clone(), CancellationToken::new());
+        let _asker = gone.clone().drop_guard();
         let check = move || {
             let known =
                 Known { definitions: &definitions, replaced: &replaced, version: version.as_deref(), given: &given };
-            preflight::check(&checked, &known)
+            preflight::check(&checked, &known, &|| gone.is_cancelled())
         };
         let Report { mut findings, files } = tokio::task::spawn_blocking(check).await.map_err(|error| {
             tracing::error!(%error, "a look at a graph ended early");
