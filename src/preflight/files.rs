@@ -1,14 +1,14 @@
 //! Input files that nodes name.
 
-use std::{borrow::Cow, collections::HashSet, path::Path};
+use std::{borrow::Cow, collections::HashSet};
 
 use serde_json::Value;
 
 use super::{Checker, Place, choices::in_words, values::shown};
-use crate::workflow::{Finding, FindingCode, Folder, InputDefinition, Severity};
+use crate::workflow::{FileType, Finding, FindingCode, Folder, InputDefinition, Severity};
 
 /// Classes that refuse a name without a file (v0.3.75: nodes.py, nodes_audio.py, nodes_video.py).
-const REFUSING: [&str; 6] = ["LoadAudio", "LoadImage", "LoadImageMask", "LoadImageOutput", "LoadLatent", "LoadVideo"];
+const REFUSING: [&str; 5] = ["LoadAudio", "LoadImage", "LoadImageMask", "LoadImageOutput", "LoadVideo"];
 
 /// A file that a node names and that must be looked for on the box.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,7 +53,8 @@ impl<'a> Place<'a> {
         }
         let file = annotated(text);
         // ComfyUI lets folders pass as files; those and paths of Windows are not seen by looking for a file.
-        let is_seen = Path::new(&file.filename).extension().is_some() && !text.contains('\\');
+        let is_media = matches!(FileType::of(&file.filename, ""), FileType::Image | FileType::Video | FileType::Audio);
+        let is_seen = is_media && !text.contains('\\');
         let refuses = is_seen && self.definition.is_surely_core && REFUSING.contains(&self.node.class_type());
         let severity = if refuses { self.severity() } else { Severity::Warning };
         let message = format!("{name} names {}, which is neither given nor on the box", shown(value));

@@ -158,6 +158,13 @@ fn files_that_are_neither_given_nor_known_are_to_be_looked_for() {
     assert!(asked.findings.is_empty());
     assert_eq!(asked.files[0].file, annotated("sub/new.png [output]"));
     assert_eq!((asked.files[0].missing.severity, asked.files[0].missing.node_id.as_str()), (Severity::Error, "4"));
+    // ComfyUI takes a folder for a file.
+    for (name, severity) in
+        [("frames", Severity::Warning), ("sub/frames.v2", Severity::Warning), ("a.WebP", Severity::Error)]
+    {
+        graph["4"]["inputs"]["image"] = json!(name);
+        assert_eq!(report(&graph, &[]).files[0].missing.severity, severity, "{name}");
+    }
     for (name, given) in [("there.png", ""), ("new.png", "new.png"), ("new.png [input]", "new.png")] {
         graph["4"]["inputs"]["image"] = json!(name);
         assert!(report(&graph, &[given]).files.is_empty(), "{name}");
