@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     Checker, Place,
@@ -18,13 +18,8 @@ pub(super) fn is_static(input: &InputDefinition) -> bool {
 
 impl<'a> Place<'a> {
     pub(super) fn check(&self, checker: &mut Checker<'a>) {
-        let Some(inputs) = self.node.given_inputs() else {
-            let message = "the node has no inputs in the file, not even an empty list";
-            checker.report(self.finding(self.severity(), FindingCode::RequiredInputMissing, "", message));
-            return;
-        };
-        self.section(checker, &self.definition.inputs, "", inputs);
-        for (name, value) in inputs {
+        self.section(checker, &self.definition.inputs, "");
+        for (name, value) in self.node.inputs() {
             if let Value::Array(link) = value {
                 self.undeclared_link(checker, name, link);
             }
@@ -44,42 +39,37 @@ impl<'a> Place<'a> {
         }
     }
 
-    fn section(
-        &self,
-        checker: &mut Checker<'a>,
-        section: &'a [InputDefinition],
-        prefix: &str,
-        inputs: &Map<String, Value>,
-    ) {
+    fn section(&self, checker: &mut Checker<'a>, section: &'a [InputDefinition], prefix: &str) {
         for input in section {
             if !checker.may_spend(1) {
                 return;
             }
             let name = format!("{prefix}{}", input.name);
-            let given = inputs.get(&name);
+            let given = self.node.input(&name);
             match (&input.kind, given) {
-                (InputKind::Growing, _) => self.growing(checker, &name, input, inputs),
-                (_, None) if input.required => self.missing(checker, &name, input, inputs),
+                (InputKind::Growing, _) => self.growing(checker, &name, input),
+                (_, None) if input.required => self.missing(checker, &name, input),
                 (_, None) => {}
-                (InputKind::Choice(options), Some(value)) => self.brought(checker, &name, options, value, inputs),
+                (InputKind::Choice(options), Some(value)) => self.brought(checker, &name, options, value),
                 (_, Some(Value::Array(link))) => self.link(checker, &name, input, link),
                 (_, Some(value)) => self.value(checker, &name, input, value),
             }
         }
     }
 
-    fn missing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, inputs: &Map<String, Value>) {
+    fn missing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition) {
         let message = match input.kind {
             InputKind::Socket => format!("{name} must be linked to a node that gives {}", input.link_type()),
             _ => format!("{name} must have a value"),
         };
         // A choice that is not made brings nothing, not even itself (`_expand_schema_for_dynamic` in `_io.py`).
         let severity = if is_static(input) { self.severity() } else { Severity::Warning };
-        if !checker.takes(severity) || !checker.may_spend(inputs.len() + self.definition.inputs.len()) {
+        if !checker.takes(severity) || !checker.may_spend(self.node.inputs().count() + self.definition.inputs.len()) {
             return;
         }
         let declared: HashSet<&str> = self.definition.inputs.iter().map(|input| input.name.as_str()).collect();
-        let unknown: Vec<&String> = inputs.keys().filter(|key| !declared.contains(key.as_str())).collect();
+        let unknown: Vec<&String> =
+            self.node.inputs().map(|(key, _)| key).filter(|key| !declared.contains(key.as_str())).collect();
         let hint = checker.suggestions.of(name, unknown.iter().copied().map(Cow::from), unknown.len());
         let hint = if hint.starts_with("did you") { hint } else { String::new() };
         checker.report(self.finding(severity, FindingCode::RequiredInputMissing, name, message).with_hint(hint));
@@ -92,7 +82,6 @@ impl<'a> Place<'a> {
         name: &str,
         options: &'a [(String, Vec<InputDefinition>)],
         value: &Value,
-        inputs: &Map<String, Value>,
     ) {
         if !checker.may_spend(options.len()) {
             return;
@@ -100,7 +89,7 @@ impl<'a> Place<'a> {
         let key = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         // No text equals a number, so that brings nothing.
         match options.iter().find(|(option, _)| value.is_string() && *option == key) {
-            Some((_, brought)) => self.section(checker, brought, &format!("{name}."), inputs),
+            Some((_, brought)) => self.section(checker, brought, &format!("{name}.")),
             None if value.is_array() || !checker.takes(Severity::Warning) => {}
             None => {
                 let message = format!("{name} is {}, which the box does not have among its choices", shown(value));
@@ -113,18 +102,18 @@ impl<'a> Place<'a> {
     }
 
     /// How many an input that grows must have depends on the version, too.
-    fn growing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, inputs: &Map<String, Value>) {
+    fn growing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition) {
         let least = input.option("template").and_then(|template| template.get("min")).and_then(Value::as_u64);
-        if !checker.may_spend(inputs.len()) {
+        if !checker.may_spend(self.node.inputs().count()) {
             return;
         }
         let prefix = format!("{name}.");
-        let there = inputs.keys().filter(|key| key.starts_with(&prefix)).count() as u64;
+        let there = self.node.inputs().filter(|(key, _)| key.starts_with(&prefix)).count() as u64;
         if let Some(least) = least.filter(|least| input.required && there < *least) {
             let message = format!("{name} must have at least {least} links, and has {there}");
             checker.report(self.finding(Severity::Warning, FindingCode::RequiredInputMissing, name, message));
         }
-        for (key, value) in inputs.iter().filter(|(key, _)| key.starts_with(&prefix)) {
+        for (key, value) in self.node.inputs().filter(|(key, _)| key.starts_with(&prefix)) {
             if let Value::Array(link) = value {
                 let wrong = self.source(checker, key, link, Severity::Warning).err();
                 wrong.into_iter().for_each(|finding| checker.report(*finding));

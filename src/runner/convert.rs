@@ -109,11 +109,7 @@ async fn seed_definitions(link: &Link, seeds: &[Seed], settled: &Settled) -> Res
 async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<Learned, StepError> {
     let graph = &settled.graph;
     let places = edits.places(graph).unwrap_or_default();
-    let lacks = |place: &Place| {
-        let node = graph.node(&place.node)?;
-        let has = node.given_inputs().is_some_and(|inputs| inputs.contains_key(&place.input));
-        (!has).then_some(node)
-    };
+    let lacks = |place: &Place| graph.node(&place.node).filter(|node| node.input(&place.input).is_none());
     let new: Vec<_> = places.iter().filter_map(|(place, _)| Some((place, lacks(place)?))).collect();
     if new.is_empty() {
         return Ok(settled.known.clone());

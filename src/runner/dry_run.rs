@@ -248,7 +248,7 @@ fn planned(id: NodeId, graph: &Graph) -> Option<PlannedNode> {
 /// ComfyUI fills in for `%date%` and the like is not.
 fn output(id: &NodeId, graph: &Graph, request: &Request) -> Option<PlannedOutput> {
     let node = graph.node(id)?;
-    let prefix = node.given_inputs().and_then(|inputs| inputs.get("filename_prefix")).and_then(Value::as_str);
+    let prefix = node.input("filename_prefix").and_then(Value::as_str);
     let subfolder = prefix.and_then(|prefix| Some(prefix.rsplit_once('/')?.0)).filter(|subfolder| {
         let is_plain = |part: &str| !matches!(part, "" | "." | "..");
         !subfolder.contains('%') && subfolder.split('/').all(is_plain)
