@@ -226,8 +226,12 @@ async fn definitions_that_would_be_huge_in_memory_are_not_taken_in() {
     let mut request = stage.request(&classes.into());
     request["comfyui_port"] = json!(loopback::serve(router).await.port());
     request["dry_run"] = json!(true);
-    let (status, plan) = stage.service.client().execute(&request).await;
-    assert_eq!((status.as_u16(), &plan["findings"][0]["code"]), (200, &json!("no_definitions")), "{plan:#}");
+    // As many as may look at one box at once.
+    let client = stage.service.client();
+    let looks = futures_util::future::join_all((0..4).map(|_| client.execute(&request))).await;
+    for (status, plan) in looks {
+        assert_eq!((status.as_u16(), &plan["findings"][0]["code"]), (200, &json!("no_definitions")), "{plan:#}");
+    }
     assert_within_allowance(&stage, idle);
 }
 
