@@ -18,6 +18,9 @@ const MAX_BYTES: usize = 96 << 20;
 /// What any value takes, in a list that has grown by doubling.
 const VALUE_BYTES: usize = 128;
 
+/// The same in a list of its own length.
+const KEPT_BYTES: usize = 96;
+
 /// What an object takes besides, and each of its fields.
 const OBJECT_BYTES: usize = 384;
 const FIELD_BYTES: usize = 96;
@@ -49,13 +52,16 @@ pub(crate) fn parse_lenient_as<T: DeserializeOwned>(text: &[u8]) -> Result<T, se
     }
 }
 
-/// Any value that takes at most about 96 MiB.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Bounded(pub(crate) Value);
+/// What is said of what would take more.
+pub(crate) const TOO_MUCH_MEMORY: &str = "it would take too much memory";
 
-impl<'de> Deserialize<'de> for Bounded {
+/// Any value that takes at most about so many bytes of memory, by default 96 MiB.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Bounded<const MOST: usize = MAX_BYTES>(pub(crate) Value);
+
+impl<'de, const MOST: usize> Deserialize<'de> for Bounded<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let left = Cell::new(MAX_BYTES);
+        let left = Cell::new(MOST);
         Counted(&left).deserialize(deserializer).map(Self)
     }
 }
@@ -67,7 +73,7 @@ struct Counted<'a>(&'a Cell<usize>);
 impl Counted<'_> {
     fn take<E: Error>(self, bytes: usize) -> Result<(), E> {
         let left = self.0.get().checked_sub(bytes);
-        self.0.set(left.ok_or_else(|| E::custom("it would take too much memory"))?);
+        self.0.set(left.ok_or_else(|| E::custom(TOO_MUCH_MEMORY))?);
         Ok(())
     }
 
@@ -145,6 +151,21 @@ impl<'de> Visitor<'de> for Counted<'_> {
             };
         }
     }
+}
+
+/// About how much memory a value takes that has no room to spare. None is deeper than what was parsed.
+pub(crate) fn bytes_of(value: &Value) -> usize {
+    KEPT_BYTES
+        + match value {
+            Value::Null | Value::Bool(_) => 0,
+            Value::Number(number) => number.as_str().len(),
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(bytes_of).sum(),
+            Value::Object(fields) => {
+                let fields = fields.iter().map(|(name, value)| FIELD_BYTES + name.len() + bytes_of(value));
+                OBJECT_BYTES + fields.sum::<usize>()
+            }
+        }
 }
 
 /// `None` when there was nothing to replace.

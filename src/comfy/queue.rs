@@ -235,7 +235,7 @@ impl Parts for Extra {
 
     fn element<'de, A: SeqAccess<'de>>(&mut self, _index: usize, seq: &mut A) -> Result<bool, A::Error> {
         let listed = self.listed.get_or_insert_default();
-        let Some(Bounded(id)) = seq.next_element()? else { return Ok(false) };
+        let Some(Bounded(id)) = seq.next_element::<Bounded>()? else { return Ok(false) };
         if listed.len() < MAX_TARGETS {
             listed.extend(id_of(&id));
         }

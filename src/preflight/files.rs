@@ -1,14 +1,14 @@
 //! Input files that nodes name.
 
-use std::{collections::HashSet, path::Path};
+use std::{borrow::Cow, collections::HashSet};
 
 use serde_json::Value;
 
-use super::{Checker, Place, values::shown};
-use crate::workflow::{Finding, FindingCode, Folder, InputDefinition, Severity};
+use super::{Checker, Place, choices::in_words, values::shown};
+use crate::workflow::{FileType, Finding, FindingCode, Folder, InputDefinition, Severity};
 
 /// Classes that refuse a name without a file (v0.3.75: nodes.py, nodes_audio.py, nodes_video.py).
-const REFUSING: [&str; 6] = ["LoadAudio", "LoadImage", "LoadImageMask", "LoadImageOutput", "LoadLatent", "LoadVideo"];
+const REFUSING: [&str; 5] = ["LoadAudio", "LoadImage", "LoadImageMask", "LoadImageOutput", "LoadVideo"];
 
 /// A file that a node names and that must be looked for on the box.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,26 +43,27 @@ pub fn annotated(value: &str) -> Annotated {
     Annotated { filename: filename.to_owned(), subfolder: subfolder.to_owned(), folder }
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     /// A value that names an uploaded file.
-    pub(super) fn file(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, value: &Value) {
+    pub(super) fn file(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, value: &Value) {
         let Value::String(text) = value else { return };
         let plain = text.strip_suffix(" [input]").unwrap_or(text);
-        let is_choice = input.choices.iter().any(|choice| choice.as_str() == Some(text));
-        if is_choice || checker.known.given.iter().any(|given| given == plain) {
+        if checker.given.contains(plain) || checker.lists.has(input, value) {
             return;
         }
         let file = annotated(text);
         // ComfyUI lets folders pass as files; those and paths of Windows are not seen by looking for a file.
-        let is_seen = Path::new(&file.filename).extension().is_some() && !text.contains('\\');
+        let is_media = matches!(FileType::of(&file.filename, ""), FileType::Image | FileType::Video | FileType::Audio);
+        let is_seen = is_media && !text.contains('\\');
         let refuses = is_seen && self.definition.is_surely_core && REFUSING.contains(&self.node.class_type());
         let severity = if refuses { self.severity() } else { Severity::Warning };
         let message = format!("{name} names {}, which is neither given nor on the box", shown(value));
-        let given = checker.known.given.iter().cloned();
-        let there: Vec<String> =
-            given.chain(input.choices.iter().filter_map(|choice| choice.as_str().map(Into::into))).collect();
-        let hint = if there.is_empty() { String::new() } else { format!(", or {}", checker.suggestion(text, &there)) };
-        let hint = format!("give the file with the workflow{hint}");
+        let given = checker.known.given;
+        let (there, count) =
+            (given.iter().map(Cow::from).chain(in_words(&input.choices)), given.len() + input.choices.len());
+        let or =
+            if count == 0 { String::new() } else { format!(", or {}", checker.suggestions.of(text, there, count)) };
+        let hint = format!("give the file with the workflow{or}");
         let missing = self.finding(severity, FindingCode::MissingInputFile, name, message).with_hint(hint);
         checker.report.files.push(FileReference { file, missing });
     }

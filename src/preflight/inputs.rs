@@ -1,6 +1,8 @@
 //! The inputs of a node: what must be there and is not, and where its links lead.
 
-use serde_json::{Map, Value};
+use std::{borrow::Cow, collections::HashSet};
+
+use serde_json::Value;
 
 use super::{
     Checker, Place,
@@ -14,15 +16,10 @@ pub(super) fn is_static(input: &InputDefinition) -> bool {
     matches!(input.kind, InputKind::Socket | InputKind::Widget(_)) && !input.type_name.starts_with("COMFY_DYNAMIC")
 }
 
-impl Place<'_> {
-    pub(super) fn check(&self, checker: &mut Checker<'_>) {
-        let Some(inputs) = self.node.given_inputs() else {
-            let message = "the node has no inputs in the file, not even an empty list";
-            checker.report(self.finding(self.severity(), FindingCode::RequiredInputMissing, "", message));
-            return;
-        };
-        self.section(checker, &self.definition.inputs, "", inputs);
-        for (name, value) in inputs.iter().filter(|(name, _)| !self.definition.may_have(name)) {
+impl<'a> Place<'a> {
+    pub(super) fn check(&self, checker: &mut Checker<'a>) {
+        self.section(checker, &self.definition.inputs, "");
+        for (name, value) in self.node.inputs() {
             if let Value::Array(link) = value {
                 self.undeclared_link(checker, name, link);
             }
@@ -31,9 +28,10 @@ impl Place<'_> {
 
     /// ComfyUI does not look at it before the run, and its worker ends when it meets it then (`ExecutionList.add_node` in
     /// `comfy_execution/graph.py`, v0.3.75): nothing runs on that box any more.
-    fn undeclared_link(&self, checker: &mut Checker<'_>, name: &str, link: &[Value]) {
+    fn undeclared_link(&self, checker: &mut Checker<'a>, name: &str, link: &[Value]) {
         let [Value::String(source), _] = link else { return };
-        if checker.graph.node(&NodeId::from(source.as_str())).is_none() {
+        let is_nowhere = checker.graph.node(&NodeId::from(source.as_str())).is_none();
+        if is_nowhere && checker.may_spend(self.definition.inputs.len()) && !self.definition.may_have(name) {
             let message =
                 format!("{name}, an input that it does not have, is linked to node {source}, which is not there");
             let finding = self.finding(Severity::Warning, FindingCode::MissingLinkSource, name, message);
@@ -41,74 +39,81 @@ impl Place<'_> {
         }
     }
 
-    fn section(
-        &self,
-        checker: &mut Checker<'_>,
-        section: &[InputDefinition],
-        prefix: &str,
-        inputs: &Map<String, Value>,
-    ) {
+    fn section(&self, checker: &mut Checker<'a>, section: &'a [InputDefinition], prefix: &str) {
         for input in section {
+            if !checker.may_spend(1) {
+                return;
+            }
             let name = format!("{prefix}{}", input.name);
-            let given = inputs.get(&name);
+            let given = self.node.input(&name);
             match (&input.kind, given) {
-                (InputKind::Growing, _) => self.growing(checker, &name, input, inputs),
-                (_, None) if input.required => self.missing(checker, &name, input, inputs),
+                (InputKind::Growing, _) => self.growing(checker, &name, input),
+                (_, None) if input.required => self.missing(checker, &name, input),
                 (_, None) => {}
-                (InputKind::Choice(options), Some(value)) => self.brought(checker, &name, options, value, inputs),
+                (InputKind::Choice(options), Some(value)) => self.brought(checker, &name, options, value),
                 (_, Some(Value::Array(link))) => self.link(checker, &name, input, link),
                 (_, Some(value)) => self.value(checker, &name, input, value),
             }
         }
     }
 
-    fn missing(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, inputs: &Map<String, Value>) {
+    fn missing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition) {
         let message = match input.kind {
             InputKind::Socket => format!("{name} must be linked to a node that gives {}", input.link_type()),
             _ => format!("{name} must have a value"),
         };
-        let unknown = inputs.keys().filter(|key| self.definition.input(key).is_none()).cloned().collect::<Vec<_>>();
-        let hint = checker.suggestion(name, &unknown);
-        let hint = if hint.starts_with("did you") { hint } else { String::new() };
         // A choice that is not made brings nothing, not even itself (`_expand_schema_for_dynamic` in `_io.py`).
         let severity = if is_static(input) { self.severity() } else { Severity::Warning };
+        if !checker.takes(severity) || !checker.may_spend(self.node.inputs().count() + self.definition.inputs.len()) {
+            return;
+        }
+        let declared: HashSet<&str> = self.definition.inputs.iter().map(|input| input.name.as_str()).collect();
+        let unknown: Vec<&String> =
+            self.node.inputs().map(|(key, _)| key).filter(|key| !declared.contains(key.as_str())).collect();
+        let hint = checker.suggestions.of(name, unknown.iter().copied().map(Cow::from), unknown.len());
+        let hint = if hint.starts_with("did you") { hint } else { String::new() };
         checker.report(self.finding(severity, FindingCode::RequiredInputMissing, name, message).with_hint(hint));
     }
 
     /// What a choice brings with it. How a value without an entry is taken depends on the version.
     fn brought(
         &self,
-        checker: &mut Checker<'_>,
+        checker: &mut Checker<'a>,
         name: &str,
-        options: &[(String, Vec<InputDefinition>)],
+        options: &'a [(String, Vec<InputDefinition>)],
         value: &Value,
-        inputs: &Map<String, Value>,
     ) {
+        if !checker.may_spend(options.len()) {
+            return;
+        }
         let key = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         // No text equals a number, so that brings nothing.
         match options.iter().find(|(option, _)| value.is_string() && *option == key) {
-            Some((_, brought)) => self.section(checker, brought, &format!("{name}."), inputs),
-            None if value.is_array() => {}
+            Some((_, brought)) => self.section(checker, brought, &format!("{name}.")),
+            None if value.is_array() || !checker.takes(Severity::Warning) => {}
             None => {
                 let message = format!("{name} is {}, which the box does not have among its choices", shown(value));
                 let finding = self.finding(Severity::Warning, FindingCode::ValueNotInList, name, message);
-                let there: Vec<String> = options.iter().map(|(option, _)| option.clone()).collect();
-                let hint = checker.suggestion(&key, &there);
+                let there = options.iter().map(|(option, _)| Cow::from(option));
+                let hint = checker.suggestions.of(&key, there, options.len());
                 checker.report(finding.with_hint(hint));
             }
         }
     }
 
     /// How many an input that grows must have depends on the version, too.
-    fn growing(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, inputs: &Map<String, Value>) {
+    fn growing(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition) {
         let least = input.option("template").and_then(|template| template.get("min")).and_then(Value::as_u64);
+        if !checker.may_spend(self.node.inputs().count()) {
+            return;
+        }
         let prefix = format!("{name}.");
-        let there = inputs.keys().filter(|key| key.starts_with(&prefix)).count() as u64;
+        let there = self.node.inputs().filter(|(key, _)| key.starts_with(&prefix)).count() as u64;
         if let Some(least) = least.filter(|least| input.required && there < *least) {
             let message = format!("{name} must have at least {least} links, and has {there}");
             checker.report(self.finding(Severity::Warning, FindingCode::RequiredInputMissing, name, message));
         }
-        for (key, value) in inputs.iter().filter(|(key, _)| key.starts_with(&prefix)) {
+        for (key, value) in self.node.inputs().filter(|(key, _)| key.starts_with(&prefix)) {
             if let Value::Array(link) = value {
                 let wrong = self.source(checker, key, link, Severity::Warning).err();
                 wrong.into_iter().for_each(|finding| checker.report(*finding));
@@ -116,13 +121,14 @@ impl Place<'_> {
         }
     }
 
-    fn link(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, link: &[Value]) {
+    fn link(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, link: &[Value]) {
         let received = match self.source(checker, name, link, self.severity()) {
             Ok(Some(received)) => received,
             Ok(None) => return,
             Err(finding) => return checker.report(*finding),
         };
-        if !is_mismatch(&received.type_name, input) {
+        let work = received.type_name.len() * input.type_name.len() / 64;
+        if !checker.may_spend(work) || !is_mismatch(&received.type_name, input) {
             return;
         }
         // Nodes of packs have types that equal any other, and checks of their own.
@@ -136,7 +142,7 @@ impl Place<'_> {
     /// What is at the other end of a link; `None` when it is a class that the box lacks.
     fn source(
         &self,
-        checker: &Checker<'_>,
+        checker: &Checker<'a>,
         name: &str,
         link: &[Value],
         severity: Severity,

@@ -9,6 +9,7 @@
 //!
 //! Pure: what is on the box is an argument, and what has to be looked up there is part of the answer.
 
+mod choices;
 mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -19,7 +20,7 @@ mod reach;
 mod types;
 mod values;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 pub use self::{
     files::{Annotated, FileReference, annotated},
@@ -27,7 +28,8 @@ pub use self::{
 };
 
 use self::{
-    near::{MAX_SEARCHES, suggestion},
+    choices::Lists,
+    near::Suggestions,
     reach::{Reach, Reached},
 };
 use crate::workflow::{
@@ -57,9 +59,21 @@ pub struct Report {
     pub files: Vec<FileReference>,
 }
 
-/// Checks a graph against a box.
-pub fn check(graph: &Graph, known: &Known<'_>) -> Report {
-    let mut checker = Checker { graph, known, report: Report::default(), searches: 0 };
+/// Inputs that are looked at, and the like: far more than any workflow has, and few enough not to take minutes where
+/// definitions and workflow are made for that.
+const MAX_WORK: usize = 5_000_000;
+
+/// Checks a graph against a box. Ends early, with whatever has been found, once `is_over` says that nobody waits for it.
+pub fn check(graph: &Graph, known: &Known<'_>, is_over: &dyn Fn() -> bool) -> Report {
+    let mut checker = Checker {
+        graph,
+        known,
+        given: known.given.iter().map(String::as_str).collect(),
+        report: Report::default(),
+        lists: Lists::default(),
+        suggestions: Suggestions::default(),
+        work_left: MAX_WORK,
+    };
     let unknown = checker.classes();
     let reach = Reach::of(graph, known.definitions);
     if !unknown && reach.nodes.is_empty() {
@@ -67,9 +81,14 @@ pub fn check(graph: &Graph, known: &Known<'_>) -> Report {
         let hint = "add a node such as Save Image or Preview Image";
         checker.report(Finding::of_all(Severity::Error, FindingCode::PromptNoOutputs, message).with_hint(hint));
     }
-    for (id, reached) in &reach.nodes {
+    for (id, reached) in reach.nodes.iter().take_while(|_| !is_over()) {
         let (Some(node), Some(definition)) = (graph.node(id), checker.definition(id)) else { continue };
         Place { id, node, definition, reached: *reached }.check(&mut checker);
+    }
+    if checker.work_left == 0 {
+        let message = "the workflow and its node definitions are so large that not all was checked";
+        let finding = Finding::of_all(Severity::Warning, FindingCode::NoDefinitions, message);
+        checker.report(finding.with_hint("ComfyUI itself will say what else is wrong"));
     }
     for circle in &reach.circles {
         checker.circle(circle);
@@ -81,9 +100,11 @@ pub fn check(graph: &Graph, known: &Known<'_>) -> Report {
 struct Checker<'a> {
     graph: &'a Graph,
     known: &'a Known<'a>,
+    given: HashSet<&'a str>,
     report: Report,
-    /// How often near names were searched for.
-    searches: usize,
+    lists: Lists<'a>,
+    suggestions: Suggestions,
+    work_left: usize,
 }
 
 /// One node under the eye.
@@ -130,10 +151,17 @@ impl<'a> Checker<'a> {
         self.report(finding.with_hint("cut one of these links"));
     }
 
-    /// What is near to a value that is not there, or what there is.
-    fn suggestion(&mut self, given: &str, there: &[String]) -> String {
-        self.searches += 1;
-        if self.searches > MAX_SEARCHES { near::listed(there) } else { suggestion(given, there) }
+    /// Whether there is as much work left to be spent, which it then is; once there is not, nothing is left.
+    fn may_spend(&mut self, work: usize) -> bool {
+        self.work_left = self.work_left.saturating_sub(work);
+        self.work_left > 0
+    }
+
+    /// Whether a finding would be kept.
+    fn takes(&self, severity: Severity) -> bool {
+        let findings = &self.report.findings;
+        let may_replace = || findings.iter().any(|kept| kept.severity == Severity::Warning);
+        findings.len() < MAX_FINDINGS || severity == Severity::Error && may_replace()
     }
 
     fn report(&mut self, finding: Finding) {

@@ -1,4 +1,4 @@
-//! What Python makes of a JSON value: `int(…)`, `float(…)` and `==`, as ComfyUI calls them.
+//! What Python makes of a JSON value: `int(…)` and `float(…)`, as ComfyUI calls them.
 
 use serde_json::{Number, Value};
 
@@ -101,23 +101,6 @@ fn without_underscores(text: &str) -> Option<String> {
     fine.then(|| text.replace('_', ""))
 }
 
-/// `a == b`; `True` equals 1.
-pub(super) fn equal(a: &Value, b: &Value) -> bool {
-    match (as_number(a), as_number(b)) {
-        (Some(a), Some(b)) => !a.is_less(&b) && !b.is_less(&a),
-        (None, None) => a == b,
-        _ => false,
-    }
-}
-
-fn as_number(value: &Value) -> Option<Converted> {
-    match value {
-        Value::Bool(value) => Some(Converted::Whole(i128::from(*value))),
-        Value::Number(given) => Some(number(given)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,19 +145,5 @@ mod tests {
             assert_eq!(float(&value), expected, "{value}");
         }
         assert!(matches!(float(&json!("nan")), Converted::Real(real) if real.is_nan()));
-    }
-
-    #[test]
-    fn values_are_equal_as_in_python() {
-        for (a, b) in
-            [(json!(1), json!(1.0)), (json!(true), json!(1)), (json!("a"), json!("a")), (json!(null), json!(null))]
-        {
-            assert!(equal(&a, &b), "{a} {b}");
-        }
-        for (a, b) in
-            [(json!("1"), json!(1)), (json!(false), json!(null)), (json!("a"), json!("A")), (json!(1), json!(2))]
-        {
-            assert!(!equal(&a, &b), "{a} {b}");
-        }
     }
 }

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::inputs::is_static;
-use crate::workflow::{Graph, Node, NodeDefinition, NodeDefinitions, NodeId, definition::is_truthy};
+use crate::workflow::{Graph, Node, NodeDefinitions, NodeId, definition::is_truthy};
 
 /// How sure it is that ComfyUI looks at a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +33,11 @@ impl Reach {
             .filter(|(_, node)| definition(node).is_some_and(|definition| definition.output_node))
             .map(|(id, _)| id)
             .collect();
+        let followed = followed(graph, definitions);
         let certain = |node: &Node| {
-            let definition = definition(node);
-            node.inputs().filter(move |(name, _)| is_followed(definition, name)).filter_map(source).collect()
+            let followed = followed.get(node.class_type());
+            let is_followed = |name: &str| followed.is_some_and(|followed| followed.contains(name));
+            node.inputs().filter(|(name, _)| is_followed(name)).filter_map(source).collect()
         };
         let mut walk = Walk { graph, sources: certain, seen: HashMap::new(), circles: Vec::new() };
         let mut nodes: IndexMap<NodeId, Reached> = IndexMap::new();
@@ -69,8 +71,15 @@ fn rewrites(node: &Node) -> bool {
     }
 }
 
-fn is_followed(definition: Option<&NodeDefinition>, name: &str) -> bool {
-    definition.and_then(|definition| definition.input(name)).is_some_and(is_static)
+/// The names of the inputs of each class over which ComfyUI certainly goes on.
+fn followed<'a>(graph: &'a Graph, definitions: &'a NodeDefinitions) -> HashMap<&'a str, HashSet<&'a str>> {
+    let mut followed = HashMap::new();
+    for (_, node) in graph.nodes() {
+        let inputs = definitions.class(node.class_type()).into_iter().flat_map(|definition| &definition.inputs);
+        let names = || inputs.filter(|input| is_static(input)).map(|input| input.name.as_str()).collect();
+        followed.entry(node.class_type()).or_insert_with(names);
+    }
+    followed
 }
 
 /// The node at the other end of a link.

@@ -37,10 +37,15 @@ fn sound() -> Value {
 }
 
 fn report(graph: &Value, given: &[&str]) -> Report {
+    report_with(graph, &definitions(), given, false)
+}
+
+fn report_with(graph: &Value, definitions: &NodeDefinitions, given: &[&str], is_over: bool) -> Report {
     let graph = Graph::parse(graph.to_string().as_bytes()).unwrap();
     let given: Vec<String> = given.iter().map(|name| (*name).to_owned()).collect();
     let replaced = BTreeSet::from(["Gone".to_owned()]);
-    check(&graph, &Known { definitions: &definitions(), replaced: &replaced, version: Some("0.9.1"), given: &given })
+    let known = Known { definitions, replaced: &replaced, version: Some("0.9.1"), given: &given };
+    check(&graph, &known, &|| is_over)
 }
 
 /// The sound graph with one thing changed, in short: severity, code, node, input.
@@ -91,7 +96,6 @@ fn each_kind_of_fault_is_found_where_it_is() {
             json!({"model": ["1", 0], "cfg": 1, "sampler_name": "euler"}),
             "error required_input_missing 2 seed",
         ),
-        ("/2", json!({"class_type": "Sampler"}), "error required_input_missing 2 -"),
         ("/3/class_type", json!("Loader"), "error prompt_no_outputs  -"),
     ] {
         assert_eq!(found(path, value.clone()), [expected], "{path} {value}");
@@ -153,6 +157,13 @@ fn files_that_are_neither_given_nor_known_are_to_be_looked_for() {
     assert!(asked.findings.is_empty());
     assert_eq!(asked.files[0].file, annotated("sub/new.png [output]"));
     assert_eq!((asked.files[0].missing.severity, asked.files[0].missing.node_id.as_str()), (Severity::Error, "4"));
+    // ComfyUI takes a folder for a file.
+    for (name, severity) in
+        [("frames", Severity::Warning), ("sub/frames.v2", Severity::Warning), ("a.WebP", Severity::Error)]
+    {
+        graph["4"]["inputs"]["image"] = json!(name);
+        assert_eq!(report(&graph, &[]).files[0].missing.severity, severity, "{name}");
+    }
     for (name, given) in [("there.png", ""), ("new.png", "new.png"), ("new.png [input]", "new.png")] {
         graph["4"]["inputs"]["image"] = json!(name);
         assert!(report(&graph, &[given]).files.is_empty(), "{name}");
@@ -216,4 +227,54 @@ fn behind_switches_that_cut_links_nothing_is_certain() {
     assert!(short(&report(&graph, &[])).contains(&"warning invalid_input_type 2 cfg".to_owned()));
     graph["4"]["inputs"]["sel_mode"] = json!(false);
     assert!(short(&report(&graph, &[])).contains(&"error invalid_input_type 2 cfg".to_owned()));
+}
+
+#[test]
+fn a_check_that_nobody_waits_for_ends() {
+    let mut graph = sound();
+    graph["2"]["inputs"]["cfg"] = json!("x");
+    assert_eq!(report_with(&graph, &definitions(), &[], false).findings.len(), 1);
+    assert!(report_with(&graph, &definitions(), &[], true).findings.is_empty());
+}
+
+/// Each of thousands of nodes names one of as many choices, or none of them, without looking at all of them.
+#[test]
+fn choices_without_number_are_looked_up() {
+    let choices: Vec<Value> =
+        (0..60_000).map(|n| if n % 2 == 0 { json!(n) } else { json!(format!("{n}.png")) }).collect();
+    let pack = |input: Value| json!({"input": {"required": {"a": input}}, "output": [], "output_node": true});
+    let definitions = NodeDefinitions::read(&json!({
+        "Choice": pack(json!([choices])), "File": pack(json!([choices, {"image_upload": true}]))}));
+    let node = |n: usize| {
+        let value = match n % 4 {
+            0 => json!(59_998.0),
+            1 => json!("59999.png"),
+            2 => json!(59_999),
+            _ => json!(format!("{n} is not there.png")),
+        };
+        (n.to_string(), json!({"class_type": if n % 8 < 4 { "Choice" } else { "File" }, "inputs": {"a": value}}))
+    };
+    let graph: Value = (0..20_000).map(node).collect();
+    let report = report_with(&graph, &definitions, &[], false);
+    assert!(report.findings.iter().all(|finding| matches!(finding.node_id.parse::<usize>().unwrap() % 8, 2 | 3)));
+    assert_eq!((report.findings.len(), report.files.len()), (MAX_FINDINGS, 20_000 / 8));
+    assert!(
+        report.findings[199].hint.starts_with("it has \"0\", \"1.png\", ")
+            && report.findings[199].hint.ends_with("59992 more")
+    );
+}
+
+#[test]
+fn definitions_without_end_are_looked_at_up_to_a_measure() {
+    let inputs: Value = (0..2_000).map(|n| (format!("i{n}"), json!(["INT"]))).collect();
+    let wide = json!({"input": {"optional": inputs}, "output": [], "output_node": true});
+    let definitions = NodeDefinitions::read(&json!({"Wide": wide}));
+    let graph = |count: usize| -> Value {
+        let node =
+            |n: usize| (n.to_string(), json!({"class_type": "Wide", "inputs": {"i0": if n == 0 { "x" } else { "0" }}}));
+        (0..count).map(node).collect()
+    };
+    let fault = "error invalid_input_type 0 i0";
+    assert_eq!(short(&report_with(&graph(100), &definitions, &[], false)), [fault]);
+    assert_eq!(short(&report_with(&graph(3_000), &definitions, &[], false)), [fault, "warning no_definitions  -"]);
 }

@@ -1,9 +1,12 @@
 //! What stands in an input as a value: can it be converted, is it in range, is it among the choices?
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::{
     Checker, Place,
+    choices::in_words,
     python::{self, Converted},
     types::may_validate,
 };
@@ -18,9 +21,9 @@ const SHOWN: usize = 80;
 /// From this version on ComfyUI compares the choices of V3 nodes (pull request 11345 of December 2025).
 const COMPARES_V3: (u32, u32) = (0, 7);
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     /// A value that is no link, on an input of this name.
-    pub(super) fn value(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, value: &Value) {
+    pub(super) fn value(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, value: &Value) {
         // How a list is told from a link.
         let value = value.get("__value__").unwrap_or(value);
         if input.is_upload {
@@ -73,13 +76,12 @@ impl Place<'_> {
         checker.report(self.finding(self.severity_of_values(), code, name, message));
     }
 
-    fn choice(&self, checker: &mut Checker<'_>, name: &str, input: &InputDefinition, value: &Value) {
-        let is_there = |value: &Value| input.choices.iter().any(|choice| python::equal(choice, value));
-        if is_there(value) || !input.is_listed && self.choices_are_elsewhere(input) {
+    fn choice(&self, checker: &mut Checker<'a>, name: &str, input: &'a InputDefinition, value: &Value) {
+        if !input.is_listed && self.choices_are_elsewhere(input) || checker.lists.has(input, value) {
             return;
         }
         let several = value.as_array().filter(|_| input.flag("multiselect"));
-        if several.is_some_and(|values| values.iter().all(is_there)) {
+        if several.is_some_and(|values| values.iter().all(|value| checker.lists.has(input, value))) {
             return;
         }
         let severity = match several {
@@ -88,10 +90,13 @@ impl Place<'_> {
             None if input.is_listed || compares_v3(checker.known.version) => self.severity_of_values(),
             None => Severity::Warning,
         };
+        if !checker.takes(severity) {
+            return;
+        }
         let message = format!("{name} is {}, which the box does not have among its choices", shown(value));
         let finding = self.finding(severity, FindingCode::ValueNotInList, name, message);
-        let choices: Vec<String> = input.choices.iter().map(in_words).collect();
-        let hint = checker.suggestion(&in_words(value), &choices);
+        let given = value.as_str().map_or_else(|| value.to_string().into(), Cow::Borrowed);
+        let hint = checker.suggestions.of(&given, in_words(&input.choices), input.choices.len());
         checker.report(finding.with_hint(hint));
     }
 
@@ -119,8 +124,4 @@ pub(super) fn shown(value: &Value) -> String {
         Value::String(text) => format!("\"{}\"", clip_to(text, SHOWN)),
         other => clip_to(&other.to_string(), SHOWN),
     }
-}
-
-fn in_words(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     convert::{self, Conversion, ConvertError},
     workflow::{
-        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Severity, Source,
+        Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Node, NodeDefinitions, Severity, Source,
         edits::{Place, Seed},
         finding::Several,
     },
@@ -80,7 +80,7 @@ pub(super) async fn settle(
         let finding = Finding::of_all(Severity::Error, FindingCode::UnknownParameter, message.clone());
         StepError::Fatal(refusal(message, vec![finding]))
     };
-    check_places(link, &source.edits, &settled).await?;
+    settled.known = check_places(link, &source.edits, &settled).await?;
     settled.known = seed_definitions(link, &seeds, &settled).await?;
     // Of such an id the lower half is random but for its first bits.
     let random = || uuid::Uuid::new_v4().as_u64_pair().1;
@@ -88,37 +88,52 @@ pub(super) async fn settle(
     Ok(settled)
 }
 
+/// What is known of the box and its definitions of these classes, as far as it tells.
+async fn learn(link: &Link, classes: &BTreeSet<String>, known: Learned) -> Result<Learned, StepError> {
+    let mut learned = known.clone();
+    if let Some(definitions) = BoxFacts::ask(link, classes, known).await?.definitions {
+        learned.definitions = Arc::unwrap_or_clone(definitions);
+    }
+    Ok(learned)
+}
+
 /// The definitions that tell how large seeds may be.
 async fn seed_definitions(link: &Link, seeds: &[Seed], settled: &Settled) -> Result<Learned, StepError> {
     let node = |place: &Place| settled.graph.node(&place.node);
     let classes = seeds.iter().flatten().filter_map(|place| Some(node(place)?.class_type().to_owned())).collect();
-    let mut known = settled.known.clone();
-    if let Some(definitions) = BoxFacts::ask(link, &classes, known.clone()).await?.definitions {
-        known.definitions = Arc::unwrap_or_clone(definitions);
-    }
-    Ok(known)
+    learn(link, &classes, settled.known.clone()).await
 }
 
-/// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it.
-async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<(), StepError> {
+/// Whether the parameters name inputs that the nodes have: those of the file, or optional ones that are not in it. Gives
+/// what is known of the box by then.
+async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<Learned, StepError> {
     let graph = &settled.graph;
     let places = edits.places(graph).unwrap_or_default();
-    let lacks = |place: &Place| {
-        let node = graph.node(&place.node)?;
-        let has = node.given_inputs().is_some_and(|inputs| inputs.contains_key(&place.input));
-        (!has).then_some(node)
-    };
+    let lacks = |place: &Place| graph.node(&place.node).filter(|node| node.input(&place.input).is_none());
     let new: Vec<_> = places.iter().filter_map(|(place, _)| Some((place, lacks(place)?))).collect();
     if new.is_empty() {
-        return Ok(());
+        return Ok(settled.known.clone());
     }
     let classes = new.iter().map(|(_, node)| node.class_type().to_owned()).collect();
-    let known = BoxFacts::ask(link, &classes, settled.known.clone()).await?;
+    let mut known = learn(link, &classes, settled.known.clone()).await?;
+    let mut findings = misplaced(&new, &known.definitions);
+    if known.from_before && !findings.is_empty() {
+        known = learn(link, &classes, known.anew()).await?;
+        findings = misplaced(&new, &known.definitions);
+    }
+    if findings.is_empty() {
+        return Ok(known);
+    }
+    let message = format!("A parameter fits no input: {}", Several(&findings));
+    Err(StepError::Fatal(refusal(message, findings)))
+}
+
+/// Of inputs that are to be set on nodes, those that the nodes do not have. A class that the box lacks is found later,
+/// with all others.
+fn misplaced(new: &[(&Place, &Node)], definitions: &NodeDefinitions) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (place, node) in new {
-        let definition = known.definitions.as_ref().and_then(|known| known.class(node.class_type()));
-        // A class that the box lacks is found later, with all others.
-        if definition.is_some_and(|definition| !definition.may_have(&place.input)) {
+        if definitions.class(node.class_type()).is_some_and(|definition| !definition.may_have(&place.input)) {
             let (id, input) = (&place.node, &place.input);
             let message = format!("has no input {input}, which a parameter is to set");
             let names = node.inputs().map(|(name, _)| name.as_str()).take(20).collect::<Vec<_>>().join(", ");
@@ -126,11 +141,7 @@ async fn check_places(link: &Link, edits: &Edits, settled: &Settled) -> Result<(
             findings.push(finding.on_input(input).with_hint(format!("it has {names}")));
         }
     }
-    if findings.is_empty() {
-        return Ok(());
-    }
-    let message = format!("A parameter fits no input: {}", Several(&findings));
-    Err(StepError::Fatal(refusal(message, findings)))
+    findings
 }
 
 /// Converts with what is remembered of the box, and again with what it says now if there is anything to say about that.

@@ -31,7 +31,7 @@ use crate::{
     ssh::{BoxName, Pool, Target},
     workflow::{
         Document, ErrorCode, Failure, Finding, FindingCode, Graph, NodeId, Request, Severity, Source, WorkflowFormat,
-        finding::MAX_FINDINGS,
+        finding,
     },
 };
 
@@ -63,7 +63,7 @@ pub struct DryRun {
     pub uploads: Vec<PlannedUpload>,
     /// Where results would come from.
     pub outputs: Vec<PlannedOutput>,
-    /// All that was found, errors and warnings.
+    /// What was found, errors and warnings; errors first where it is too much to be kept.
     pub findings: Vec<Finding>,
     /// What else the caller should know.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -233,8 +233,8 @@ async fn look(link: &Link, admitted: Admitted, options: &Options) -> Result<DryR
         Err(error) => return Err(error),
     }
     plan.findings.extend(full_disks(link, &request, options).await?);
-    plan.findings.truncate(MAX_FINDINGS);
     plan.valid = plan.findings.iter().all(|finding| finding.severity != Severity::Error);
+    finding::cut(&mut plan.findings);
     Ok(plan)
 }
 
@@ -248,7 +248,7 @@ fn planned(id: NodeId, graph: &Graph) -> Option<PlannedNode> {
 /// ComfyUI fills in for `%date%` and the like is not.
 fn output(id: &NodeId, graph: &Graph, request: &Request) -> Option<PlannedOutput> {
     let node = graph.node(id)?;
-    let prefix = node.given_inputs().and_then(|inputs| inputs.get("filename_prefix")).and_then(Value::as_str);
+    let prefix = node.input("filename_prefix").and_then(Value::as_str);
     let subfolder = prefix.and_then(|prefix| Some(prefix.rsplit_once('/')?.0)).filter(|subfolder| {
         let is_plain = |part: &str| !matches!(part, "" | "." | "..");
         !subfolder.contains('%') && subfolder.split('/').all(is_plain)

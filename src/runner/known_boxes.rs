@@ -16,8 +16,9 @@ const MAX_BOXES: usize = 16;
 /// Classes that are remembered of one box; a workflow has a few dozen.
 const MAX_CLASSES: usize = 500;
 
-/// Choices and the like that are remembered of one box, counted one by one.
-const MAX_WEIGHT: usize = 100_000;
+/// About how much memory is spent on one box, and on all.
+const MAX_BYTES: usize = 12 << 20;
+const MAX_BYTES_OF_ALL: usize = 48 << 20;
 
 /// Which start of which ComfyUI. The way there belongs to it, since a box could show another's mark.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,16 +61,18 @@ impl KnownBoxes {
         Learned { started: Some(started), definitions: definitions.unwrap_or_default(), from_before }
     }
 
-    /// Remembers definitions in place of what was remembered of the same classes.
+    /// Remembers definitions in place of what was remembered of the same classes. Where that would be too much, it stays
+    /// with what was remembered.
     pub(super) fn remember(&self, started: StartedComfyUi, definitions: &NodeDefinitions) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = known.shift_remove(&started).unwrap_or_default();
+        let mut all = known.get(&started).cloned().unwrap_or_default();
         all.extend(definitions.clone());
-        if all.len() > MAX_CLASSES || all.weight() > MAX_WEIGHT {
+        if all.len() > MAX_CLASSES || all.bytes() > MAX_BYTES {
             return;
         }
+        known.shift_remove(&started);
         known.insert(started, all);
-        if known.len() > MAX_BOXES {
+        while known.len() > MAX_BOXES || known.values().map(NodeDefinitions::bytes).sum::<usize>() > MAX_BYTES_OF_ALL {
             known.shift_remove_index(0);
         }
     }
@@ -84,30 +87,65 @@ mod tests {
         StartedComfyUi { ssh_connection: format!("root@{n}"), port: 1, mark: ServerMark::fresh() }
     }
 
+    /// A class with an input of so many choices; each takes about a hundred bytes.
     fn definitions(class: &str, choices: usize) -> NodeDefinitions {
         let choices: Vec<String> = (0..choices).map(|n| n.to_string()).collect();
         NodeDefinitions::read(&json!({class: {"input": {"required": {"a": [choices]}}}}))
     }
 
+    fn remembered(known: &KnownBoxes, started: &StartedComfyUi) -> usize {
+        known.of(started.clone()).definitions.len()
+    }
+
     #[test]
-    fn a_few_boxes_are_remembered_and_none_beyond_measure() {
+    fn a_few_boxes_are_remembered() {
         let (known, first) = (KnownBoxes::default(), started(0));
-        let remembered = |started: &StartedComfyUi| known.of(started.clone()).definitions;
-        assert_eq!(remembered(&first).len(), 0);
+        assert_eq!(remembered(&known, &first), 0);
         known.remember(first.clone(), &definitions("A", 1));
         known.remember(first.clone(), &definitions("B", 1));
-        assert!(remembered(&first).class("A").is_some() && remembered(&first).class("B").is_some());
+        let both = known.of(first.clone()).definitions;
+        assert!(both.class("A").is_some() && both.class("B").is_some());
         let restarted = StartedComfyUi { mark: ServerMark::fresh(), ..first.clone() };
-        assert_eq!(remembered(&restarted).len(), 0);
+        assert_eq!(remembered(&known, &restarted), 0);
         for n in 1..MAX_BOXES {
             known.remember(started(n), &definitions("A", 1));
-            assert_eq!(remembered(&first).len(), 2, "used last");
+            assert_eq!(remembered(&known, &first), 2, "used last");
         }
         for n in 0..MAX_BOXES {
             known.remember(started(n), &definitions("A", 1));
         }
-        assert_eq!(remembered(&first).len(), 0);
-        known.remember(first.clone(), &definitions("A", MAX_WEIGHT + 1));
-        assert_eq!(remembered(&first).len(), 0);
+        assert_eq!(remembered(&known, &first), 0);
+    }
+
+    #[test]
+    fn what_is_too_much_is_not_remembered_and_takes_nothing_away() {
+        let (known, first) = (KnownBoxes::default(), started(0));
+        known.remember(first.clone(), &definitions("A", 1));
+        known.remember(first.clone(), &definitions("B", MAX_BYTES / 90));
+        assert_eq!(remembered(&known, &first), 1);
+        // One box with much in it is remembered, and not all of many such.
+        let heavy: Vec<_> = (1..10).map(started).collect();
+        for started in &heavy {
+            known.remember(started.clone(), &definitions("A", MAX_BYTES / 128));
+        }
+        assert_eq!(remembered(&known, &heavy[8]), 1);
+        assert_eq!((remembered(&known, &first), remembered(&known, &heavy[0])), (0, 0));
+    }
+
+    #[test]
+    fn all_that_is_kept_of_a_definition_counts() {
+        let many = vec!["IMAGE"; MAX_BYTES / 64];
+        let long = "x".repeat(MAX_BYTES);
+        for raw in [
+            json!({"output": many}),
+            json!({"display_name": long}),
+            json!({"input": {"required": {&long: ["INT"]}}}),
+            json!({"input": {"required": {"a": ["INT", {&long: 1}]}}}),
+            json!({"input": {"optional": {"a": ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": long}]}]}}}),
+        ] {
+            let (known, first) = (KnownBoxes::default(), started(0));
+            known.remember(first.clone(), &NodeDefinitions::read(&json!({"A": raw})));
+            assert_eq!(remembered(&known, &first), 0);
+        }
     }
 }

@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use futures_util::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     error::StepError,
@@ -17,7 +18,8 @@ use crate::{
     preflight::{self, FileReference, Known, Report},
     workflow::{
         ErrorCode, ErrorDetail, Event, Failure, Finding, FindingCode, Graph, NodeDefinitions, NodeId, RemoteFile,
-        Request, Secrets, Severity, finding::Several,
+        Request, Secrets, Severity,
+        finding::{self, Several},
     },
 };
 
@@ -95,11 +97,12 @@ impl BoxFacts {
         let lacks_some = graph.nodes().any(|(_, node)| definitions.class(node.class_type()).is_none());
         let replaced = if lacks_some { help(link.client.replaced_classes().await)? } else { BTreeSet::new() };
         let version = link.version();
-        let (definitions, checked) = (Arc::clone(definitions), graph.clone());
+        let (definitions, checked, gone) = (Arc::clone(definitions), graph.clone(), CancellationToken::new());
+        let _asker = gone.clone().drop_guard();
         let check = move || {
             let known =
                 Known { definitions: &definitions, replaced: &replaced, version: version.as_deref(), given: &given };
-            preflight::check(&checked, &known)
+            preflight::check(&checked, &known, &|| gone.is_cancelled())
         };
         let Report { mut findings, files } = tokio::task::spawn_blocking(check).await.map_err(|error| {
             tracing::error!(%error, "a look at a graph ended early");
@@ -156,8 +159,9 @@ impl Execution {
     }
 }
 
-/// A workflow that can't be submitted; the message names the first errors, the list has everything.
-pub(super) fn refusal(message: String, findings: Vec<Finding>) -> Failure {
+/// A workflow that can't be submitted; the message names the first errors, the list has as much as is kept.
+pub(super) fn refusal(message: String, mut findings: Vec<Finding>) -> Failure {
+    finding::cut(&mut findings);
     let first = findings.iter().find(|finding| finding.severity == Severity::Error && !finding.node_id.is_empty());
     let node_id = first.map(|finding| finding.node_id.as_str().into());
     let node_type = first.map(|finding| finding.node_type.clone());

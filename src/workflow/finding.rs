@@ -238,6 +238,19 @@ impl fmt::Display for Finding {
     }
 }
 
+/// Leaves as many findings as are kept, in their order: all errors before any warning.
+pub(crate) fn cut(findings: &mut Vec<Finding>) {
+    let is_error = |finding: &Finding| finding.severity == Severity::Error;
+    let errors = findings.iter().filter(|finding| is_error(finding)).count();
+    let mut warnings_left = MAX_FINDINGS.saturating_sub(errors);
+    findings.retain(|finding| {
+        let kept = is_error(finding) || warnings_left > 0;
+        warnings_left -= usize::from(kept && !is_error(finding));
+        kept
+    });
+    findings.truncate(MAX_FINDINGS);
+}
+
 /// The first error among findings in a sentence, and how many more there are.
 #[derive(Debug)]
 pub(crate) struct Several<'a>(pub(crate) &'a [Finding]);
@@ -252,5 +265,24 @@ impl fmt::Display for Several<'_> {
             0 => Ok(()),
             more => write!(f, " (and {more} more)"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_kept_before_warnings_and_all_stay_in_order() {
+        let of = |severity, at: usize| Finding::of_all(severity, Code::DiskFull, at.to_string());
+        let cut = |count: usize, is_error: fn(usize) -> bool| {
+            let severity = |at| if is_error(at) { Severity::Error } else { Severity::Warning };
+            let mut findings: Vec<Finding> = (0..count).map(|at| of(severity(at), at)).collect();
+            super::cut(&mut findings);
+            findings.into_iter().map(|finding| finding.message.parse().unwrap_or(0)).collect::<Vec<usize>>()
+        };
+        assert_eq!(cut(MAX_FINDINGS, |_| false), (0..MAX_FINDINGS).collect::<Vec<_>>());
+        assert_eq!(cut(MAX_FINDINGS + 9, |at| at == 205), (0..MAX_FINDINGS - 1).chain([205]).collect::<Vec<_>>());
+        assert_eq!(cut(2 * MAX_FINDINGS + 9, |at| at > 3), (4..MAX_FINDINGS + 4).collect::<Vec<_>>());
     }
 }

@@ -39,7 +39,8 @@ pub enum GraphError {
     LongName,
 }
 
-/// A non-empty graph whose every node has a class type. Nodes keep the author's order and every field they came with.
+/// A non-empty graph whose every node has a class type and inputs, be it none. Nodes keep the author's order and every
+/// field they came with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
     nodes: IndexMap<NodeId, Node>,
@@ -121,8 +122,7 @@ impl Graph {
     /// Sets an input of a node, if there is such a node.
     pub(super) fn set_input(&mut self, place: &Place, value: Value) {
         let Some(node) = self.nodes.get_mut(&place.node) else { return };
-        let inputs = node.fields.entry("inputs").or_insert_with(|| Value::Object(Map::new()));
-        if let Value::Object(inputs) = inputs {
+        if let Some(Value::Object(inputs)) = node.fields.get_mut("inputs") {
             inputs.insert(place.input.clone(), value);
         }
     }
@@ -246,16 +246,24 @@ impl Graph {
 
 impl Node {
     fn from_value(id: &str, value: Value) -> Result<Self, GraphError> {
-        let Value::Object(fields) = value else {
+        let Value::Object(mut fields) = value else {
             return Err(GraphError::NotAGraph(format!("\"{}\" is not a node", brief(id))));
         };
         let class_type = match fields.get("class_type") {
             Some(Value::String(class)) => class.clone(),
             _ => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
         };
-        match fields.get("inputs") {
-            None | Some(Value::Object(_)) => Ok(Self { class_type, fields }),
-            Some(_) => Err(GraphError::NotAGraph(format!("the inputs of node {} are not an object", brief(id)))),
+        // PHP writes an empty list for an empty object. ComfyUI takes any of these, if only on a node that will not run, and
+        // its worker ends when it meets it then (`get_ordered_ancestry_internal` in `comfy_execution/caching.py`, v0.3.75):
+        // nothing runs on that box any more.
+        let is_none = |inputs: &Value| inputs.is_null() || inputs.as_array().is_some_and(Vec::is_empty);
+        if fields.get("inputs").is_none_or(is_none) {
+            fields.insert("inputs".to_owned(), Value::Object(Map::new()));
+        }
+        if fields.get("inputs").is_some_and(Value::is_object) {
+            Ok(Self { class_type, fields })
+        } else {
+            Err(GraphError::NotAGraph(format!("the inputs of node {} are not an object", brief(id))))
         }
     }
 
@@ -274,9 +282,9 @@ impl Node {
         self.fields.get("inputs").and_then(Value::as_object).into_iter().flatten()
     }
 
-    /// Its inputs as they stand in the file; `None` when it has not even an empty object for them.
-    pub fn given_inputs(&self) -> Option<&Map<String, Value>> {
-        self.fields.get("inputs").and_then(Value::as_object)
+    /// The value or link of an input.
+    pub fn input(&self, name: &str) -> Option<&Value> {
+        self.fields.get("inputs")?.get(name)
     }
 
     pub(super) fn inputs_mut(&mut self) -> impl Iterator<Item = (&String, &mut Value)> {
@@ -348,7 +356,7 @@ mod tests {
         assert_eq!(refusal(r#"{"a": 1}"#), "is not a workflow graph: \"a\" is not a node");
         assert_eq!(refusal(r#"{"1": {"inputs": {}}}"#), "is not a workflow graph: node 1 has no class_type");
         assert_eq!(
-            refusal(r#"{"1": {"class_type": "A", "inputs": []}}"#),
+            refusal(r#"{"1": {"class_type": "A", "inputs": [1]}}"#),
             "is not a workflow graph: the inputs of node 1 are not an object"
         );
     }
@@ -372,10 +380,18 @@ mod tests {
 
     #[test]
     fn an_envelope_is_unwrapped_and_a_graph_survives_the_round_trip() {
-        let inner = r#"{"b":{"class_type":"A","inputs":{"seed":18446744073709551615,"cfg":7.10},"_meta":{"title":"T"}},"a":{"class_type":"B"}}"#;
+        let inner = r#"{"b":{"class_type":"A","inputs":{"seed":18446744073709551615,"cfg":7.10},"_meta":{"title":"T"}},"a":{"class_type":"B","inputs":{}}}"#;
         let graph = graph(&format!(r#"{{"prompt": {inner}, "client_id": "x"}}"#));
         assert_eq!(graph.to_value().to_string(), inner);
         assert_eq!(graph.node(&"b".into()).and_then(Node::title), Some("T"));
+    }
+
+    #[test]
+    fn a_node_without_inputs_has_none() {
+        for inputs in ["", r#","inputs":[]"#, r#","inputs":null"#, r#","inputs":{}"#] {
+            let graph = graph(&format!(r#"{{"1":{{"class_type":"A"{inputs}}}}}"#));
+            assert_eq!(graph.to_value().to_string(), r#"{"1":{"class_type":"A","inputs":{}}}"#);
+        }
     }
 
     #[test]

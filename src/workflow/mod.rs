@@ -26,7 +26,7 @@ pub mod state;
 
 pub use caller::Caller;
 pub use connection::{Connection, ConnectionState};
-pub use definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions};
+pub use definition::{Editor, InputDefinition, InputKind, NodeDefinition, NodeDefinitions, OneClass};
 pub use edits::Edits;
 pub use event::{BoxEvent, Event, Stored};
 pub use failure::{ErrorCode, ErrorDetail, Failure};

@@ -151,7 +151,10 @@ mod tests {
     fn a_file_of_either_form_is_kept_as_it_is() {
         for (text, format) in [
             (r#"{"1":{"class_type":"A","inputs":{"seed":18446744073709551615}}}"#, WorkflowFormat::Api),
-            (r#"{"comfy_remote_edits":{"class_type":"A"},"workflow":{"class_type":"B"}}"#, WorkflowFormat::Api),
+            (
+                r#"{"comfy_remote_edits":{"class_type":"A","inputs":{}},"workflow":{"class_type":"B","inputs":{}}}"#,
+                WorkflowFormat::Api,
+            ),
             (r#"{"last_node_id":1,"nodes":[{"id":1,"type":"A"}],"links":[],"version":0.4}"#, WorkflowFormat::Ui),
         ] {
             let document = Document::parse(text.as_bytes()).unwrap();

@@ -209,6 +209,32 @@ async fn a_flood_on_the_websocket_is_held_back() {
     assert_within_allowance(&stage, idle);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn definitions_that_would_be_huge_in_memory_are_not_taken_in() {
+    let (stage, idle) = idle().await;
+    let dense = |Path(class): Path<String>| async move {
+        let lists = vec!["[]"; 200_000].join(",");
+        format!(
+            r#"{{"{class}": {{"input": {{"required": {{"a": [[{lists}]]}}}}, "output": [], "output_node": true}}}}"#
+        )
+    };
+    let router = Router::new()
+        .route("/system_stats", get(|| async { Json(json!({"system": {"comfyui_version": "0.3.75"}})) }))
+        .route("/object_info/{class}", get(dense));
+    let classes: serde_json::Map<String, Value> =
+        (0..30).map(|n| (n.to_string(), json!({"class_type": format!("Dense{n}"), "inputs": {}}))).collect();
+    let mut request = stage.request(&classes.into());
+    request["comfyui_port"] = json!(loopback::serve(router).await.port());
+    request["dry_run"] = json!(true);
+    // As many as may look at one box at once.
+    let client = stage.service.client();
+    let looks = futures_util::future::join_all((0..4).map(|_| client.execute(&request))).await;
+    for (status, plan) in looks {
+        assert_eq!((status.as_u16(), &plan["findings"][0]["code"]), (200, &json!("no_definitions")), "{plan:#}");
+    }
+    assert_within_allowance(&stage, idle);
+}
+
 #[tokio::test]
 async fn a_client_that_never_reads_its_answers_is_let_go() {
     let service = Service::start(&[]);

@@ -1,12 +1,22 @@
 //! Looking before leaping: dry runs, `comfy-remote check`, parameters and seeds, conversion over HTTP.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Output};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Output,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
     graphs::{self, tag},
+    loopback,
     sandbox_stage::Stage,
     support::client::answer,
 };
@@ -103,6 +113,31 @@ async fn everything_wrong_comes_at_once_with_a_hint() {
     assert_eq!((status, &answer["findings"]), (StatusCode::BAD_REQUEST, &plan["findings"]), "{answer:#}");
     let message = answer["message"].as_str().unwrap();
     assert!(message.contains("SaveImag is not on the box") && message.ends_with("(and 2 more)"), "{message}");
+}
+
+#[tokio::test]
+async fn warnings_by_the_hundred_hide_no_error() {
+    let stage = Stage::new().await;
+    let mut graph = graph();
+    for n in 0..210 {
+        // What a pack's node allows is for itself to say.
+        let inputs = json!({"image": ["1", 0], "steps": 0, "step_ms": 0});
+        graph[format!("steps{n}")] = json!({"class_type": "RigSlowSteps", "inputs": inputs});
+        let inputs = json!({"images": [format!("steps{n}"), 0], "filename_prefix": "x"});
+        graph[format!("save{n}")] = json!({"class_type": "SaveImage", "inputs": inputs});
+    }
+    let mut request = dry(&stage, &graph);
+    request["input_images"] = json!([]);
+    let (status, plan) = stage.service.client().execute(&request).await;
+    assert_eq!((status, &plan["valid"]), (StatusCode::OK, &json!(false)));
+    let findings = plan["findings"].as_array().unwrap();
+    let errors: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "error").collect();
+    assert_eq!((findings.len(), errors.len(), &errors[0]["code"]), (200, 1, &json!("missing_input_file")));
+    request["dry_run"] = json!(false);
+    let (status, answer) = stage.service.client().execute(&request).await;
+    assert_eq!((status, &answer["findings"]), (StatusCode::BAD_REQUEST, &plan["findings"]));
+    // And on the command line.
+    assert_eq!(check(&stage, &graph, &[]).await.status.code(), Some(1));
 }
 
 #[tokio::test]
@@ -383,6 +418,59 @@ async fn a_box_is_asked_once_for_each_class_as_long_as_its_comfyui_stays_up_and_
     // Another start knows nothing of what this one had.
     stage.sandbox.engine().restart().await.unwrap();
     assert!(questions(&stage, &stage.request(&load)).await > 0);
+}
+
+/// A way to a ComfyUI on which a class gets an input more whenever it is wanted, as when its pack is reloaded; and how
+/// often it is asked for that class.
+async fn reloading(comfyui: u16, class: &'static str, input: &'static str) -> (u16, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (reloaded, asked) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+    let state = (Arc::clone(&reloaded), Arc::clone(&asked));
+    let pass_on = move |request: axum::extract::Request| {
+        let (reloaded, asked) = state.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let url = format!("http://127.0.0.1:{comfyui}{}", head.uri);
+            let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+            let sent = reqwest::Client::new().request(head.method, url).headers(head.headers).body(body).send().await;
+            let answer = sent.unwrap();
+            let (status, mut headers) = (answer.status(), answer.headers().clone());
+            headers.remove("transfer-encoding");
+            let mut body = answer.bytes().await.unwrap().to_vec();
+            if head.uri.path() == format!("/object_info/{class}") {
+                asked.fetch_add(1, Ordering::SeqCst);
+                let mut definition: Value = serde_json::from_slice(&body).unwrap();
+                if reloaded.load(Ordering::SeqCst) {
+                    definition[class]["input"]["optional"][input] = json!(["INT"]);
+                }
+                body = definition.to_string().into();
+                headers.remove("content-length");
+            }
+            (status, headers, body)
+        }
+    };
+    let port = loopback::serve(axum::Router::new().fallback(pass_on)).await.port();
+    (port, reloaded, asked)
+}
+
+#[tokio::test]
+async fn a_parameter_is_not_refused_for_what_is_remembered() {
+    let stage = Stage::new().await;
+    let (port, reloaded, asked) = reloading(stage.sandbox.comfyui_port(), "RigSlowSteps", "later").await;
+    let mut request = stage.request(&graphs::slow(&tag(), 1, 1));
+    request["comfyui_port"] = json!(port);
+    request["parameters"] = json!({"2.preview_every": 1});
+    // The first run marks the ComfyUI, the second learns its definitions, each for the parameter and for the look alike.
+    for times in [1, 2, 2] {
+        let id = stage.service.client().accepted(&request).await;
+        stage.completed(&id).await;
+        assert_eq!(asked.load(Ordering::SeqCst), times);
+    }
+    request["parameters"] = json!({"2.later": 1});
+    let (status, answer) = stage.service.client().execute(&request).await;
+    assert_eq!((status, &answer["findings"][0]["code"]), (StatusCode::BAD_REQUEST, &json!("unknown_parameter")));
+    reloaded.store(true, Ordering::SeqCst);
+    let id = stage.service.client().accepted(&request).await;
+    stage.completed(&id).await;
 }
 
 /// As many boxes as are looked at at once say nothing; what needs no box is answered all the same.

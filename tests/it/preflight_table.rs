@@ -172,9 +172,10 @@ fn packs() -> Vec<Row> {
         ("a pack's node without its link", vec![("/3", without_image)], Refused),
         ("no number for a pack's node", vec![("/3", no_number)], Refused),
         ("a folder for a picture", loads("table_sub"), Fine),
+        ("a folder with a dot for a picture", loads("table_sub/frames.v2"), Fine),
         ("nothing but a mark for a picture", loads("[output]"), Fine),
         ("a mark that takes a letter with it", loads("table_sub/deep.pngX[input]"), Fine),
-        ("a mark without a blank", loads("table_sub/deep.png[input]"), Refused),
+        ("a mark without a blank", loads("table_sub/deep.png[input]"), RefusedAsWarned),
         ("a folder anywhere for a picture", loads("/usr"), Fine),
         ("a number between odd blanks", vec![("/1/inputs/width", json!("\u{1c}16\u{1f}"))], Refused),
         (
@@ -189,7 +190,7 @@ fn packs() -> Vec<Row> {
 async fn findings_are_what_a_real_comfyui_refuses() {
     let Some(far) = FarEnd::start(Kind::ComfyUi).await else { return };
     let folder = far.input_dir().join("table_sub");
-    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::create_dir_all(folder.join("frames.v2")).unwrap();
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/photo.png"), folder.join("deep.png")).unwrap();
     let (service, files) = (Service::start(&[]), tempfile::tempdir().unwrap());
     let rows: Vec<Row> = [values(), links(), nodes(), packs()].concat();

@@ -126,6 +126,63 @@ async fn definitions_are_asked_for_one_by_one_and_four_at_once() {
 }
 
 #[tokio::test]
+async fn definitions_are_kept_up_to_a_measure_all_together() {
+    let heavy = |Path(class): Path<String>| async move {
+        let lists = vec!["[]"; 150_000].join(",");
+        format!(r#"{{"{class}": {{"input": {{"required": {{"a": [[{lists}]]}}}}}}}}"#)
+    };
+    let client = client(Router::new().route("/object_info/{class}", get(heavy))).await;
+    let ask = async |classes: &[&str]| {
+        client.definitions(&classes.iter().map(|class| (*class).to_owned()).collect()).await.map(|all| all.len())
+    };
+    assert_eq!(ask(&["A"]).await.unwrap(), 1);
+    let error = ask(&["A", "B", "C"]).await.unwrap_err();
+    assert!(
+        matches!(&error, ComfyError::Malformed { problem, .. } if problem.ends_with("24 MiB of memory")),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn definitions_are_asked_for_one_after_the_other_once_they_are_large() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let asked = (Arc::clone(&now), Arc::clone(&most));
+    let large = |Path(class): Path<String>| async move {
+        let (now, most) = asked;
+        // Those that are asked for together with the first large one are asked for twice, and "z…" come first.
+        if class.starts_with('a') {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            return json_response(json!({class: {}}));
+        }
+        json_response(json!({class: {"description": "x".repeat(2 << 20)}}))
+    };
+    let client = client(Router::new().route("/object_info/{class}", get(large))).await;
+    let classes: BTreeSet<String> = (0..8).map(|n| format!("{}{n}", if n < 4 { "a" } else { "z" })).collect();
+    assert_eq!(client.definitions(&classes).await.unwrap().len(), 8);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn names_of_classes_are_read_up_to_a_measure() {
+    let named = |count: usize| async move {
+        let names: serde_json::Map<String, Value> = (0..count).map(|n| (format!("{n}"), json!(0))).collect();
+        let body = json!(names).to_string();
+        always(body).await.class_names().await.map(|names| names.len())
+    };
+    assert_eq!(named(20_000).await.unwrap(), 20_000);
+    let error = named(20_001).await.unwrap_err();
+    assert!(error.to_string().contains("it has more than 20000 names"), "{error}");
+}
+
+#[tokio::test]
+async fn a_comfyui_that_replaces_no_classes_says_so_with_a_404() {
+    assert_eq!(always(StatusCode::NOT_FOUND).await.replaced_classes().await.unwrap(), BTreeSet::new());
+    assert!(always(StatusCode::INTERNAL_SERVER_ERROR).await.replaced_classes().await.is_err());
+}
+
+#[tokio::test]
 async fn a_run_under_another_id_is_found_by_its_mark() {
     let searches = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&searches);
