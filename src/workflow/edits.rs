@@ -1,5 +1,6 @@
 //! Changes to a graph that its user asks for with the run: values for some inputs, new seeds.
 
+use indexmap::{IndexMap, map::Entry};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
@@ -53,6 +54,9 @@ pub enum ParameterError {
         /// Their ids.
         ids: String,
     },
+    /// An input that another parameter sets to another value.
+    #[error("sets input {} of node {}, which another parameter sets to another value", clip_to(&.0.input, SHOWN), clip_to(.0.node.as_str(), SHOWN))]
+    Twice(Place),
 }
 
 impl Edits {
@@ -64,13 +68,26 @@ impl Edits {
     /// Where each parameter leads in a graph, in order.
     ///
     /// # Errors
-    /// The first that leads nowhere, with its name in front.
+    /// Those that lead nowhere, or where another one leads with another value, each with its name in front.
     pub fn places(&self, graph: &Graph) -> Result<Vec<(Place, &Value)>, String> {
-        let places = self.parameters.iter().map(|(name, value)| match find(name, graph) {
-            Ok(place) => Ok((place, value)),
-            Err(error) => Err(format!("Parameter {} {error}", clip_to(name, SHOWN))),
-        });
-        places.collect()
+        let (mut places, mut problems) = (IndexMap::new(), Vec::new());
+        for (name, value) in &self.parameters {
+            let problem = match find(name, graph) {
+                Err(error) => error,
+                Ok(place) => match places.entry(place) {
+                    Entry::Occupied(taken) if *taken.get() != value => ParameterError::Twice(taken.key().clone()),
+                    free => {
+                        free.insert_entry(value);
+                        continue;
+                    }
+                },
+            };
+            problems.push(format!("Parameter {} {problem}", clip_to(name, SHOWN)));
+        }
+        let more = problems.len().saturating_sub(NAMED);
+        problems.truncate(NAMED);
+        problems.extend((more > 0).then(|| format!("{more} more")));
+        if problems.is_empty() { Ok(places.into_iter().collect()) } else { Err(problems.join("; ")) }
     }
 
     /// Makes the changes. `seeds` are the inputs that get new values where that is asked for, one for each list; a seed
@@ -224,6 +241,25 @@ mod tests {
             assert!(message.starts_with(&format!("Parameter {name} names no node: ")), "{message}");
             assert!(message.contains("6 (Prompt), 7 (Prompt.negative), 3 (KSampler)"), "{message}");
         }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_parameters_is_told() {
+        let parameters = |names: &[(&str, Value)]| {
+            let parameters = names.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            Edits { parameters, randomize_seeds: false }
+        };
+        let graph = graph();
+        let wrong =
+            parameters(&[("99.a", json!(1)), ("3.seed", json!(1)), ("KSampler.seed", json!(2)), ("b", json!(3))]);
+        let message = wrong.places(&graph).unwrap_err();
+        for part in ["Parameter 99.a names no node", "Parameter b names no node"] {
+            assert!(message.contains(part), "{message}");
+        }
+        let twice = "Parameter KSampler.seed sets input seed of node 3, which another parameter sets to another value";
+        assert!(message.contains(twice), "{message}");
+        let same = parameters(&[("3.seed", json!(1)), ("KSampler.seed", json!(1))]);
+        assert_eq!(same.places(&graph).unwrap().len(), 1);
     }
 
     #[test]
