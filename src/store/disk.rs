@@ -46,7 +46,7 @@ impl Disk {
 
     /// Looks whether the graphs of active workflows are as we left them, and puts them back.
     pub(super) fn look_at_graphs(&self, entries: &[Entry]) -> Result<(), StoreError> {
-        self.graphs.make_folder()?;
+        self.graphs.check_folder()?;
         let kept = |entry: &Entry| entry.graph.clone().map(|graph| (entry.state.id.clone(), graph));
         // Each is looked at, whatever is wrong with others.
         let looked = entries.iter().filter_map(kept).map(|(id, graph)| self.graphs.restore(&id, &graph));

@@ -11,6 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{fs::Access, io::Errno};
+
 use super::StoreError;
 
 const TEMPORARY_SUFFIX: &str = ".tmp";
@@ -57,6 +59,15 @@ pub(super) fn check_folder(path: &Path) -> Result<(), StoreError> {
     if folder.is_dir() { Ok(()) } else { Err(StoreError::NoFolder { folder: folder.to_owned() }) }
 }
 
+/// Whether files can be made in a folder, as far as that is known without making one.
+pub(super) fn check_writable(folder: &Path) -> Result<(), StoreError> {
+    match rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+        // Then it is made.
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(StoreError::io("write to", folder)(error.into())),
+    }
+}
+
 impl StateFile {
     /// Reads the file; `None` when there is none. Removes the temporary files that a killed service left.
     ///
@@ -76,8 +87,10 @@ impl StateFile {
     }
 
     /// # Errors
-    /// [`StoreError::Tampered`] when the file is not there any more, or not as it was read or written last.
+    /// [`StoreError::Tampered`] when the file is not there any more, or not as it was read or written last; else why it
+    /// could not be written now.
     pub(super) fn check(&self) -> Result<(), StoreError> {
+        check_writable(folder_of(&self.path))?;
         let Some(ours) = self.ours else { return Ok(()) };
         let tampered = |what| Err(StoreError::Tampered { path: self.path.clone(), what });
         match fs::symlink_metadata(&self.path) {

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     StoreError,
-    file::{Identity, beside, folder_of, sync_folder},
+    file::{Identity, beside, check_writable, folder_of, sync_folder},
 };
 use crate::workflow::{Source, WorkflowId};
 
@@ -68,6 +68,12 @@ impl Graphs {
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Sees to it that the folder is there, and says why nothing could be put in it. Blocks.
+    pub(super) fn check_folder(&self) -> Result<(), StoreError> {
+        self.make_folder()?;
+        check_writable(&self.folder)
     }
 
     /// Makes the folder if it is missing. Blocks.

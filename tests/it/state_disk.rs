@@ -136,3 +136,19 @@ async fn a_disk_that_becomes_read_only_stops_no_run_and_heals() {
     goes_on_and_heals(&mut stage, "the file system is read-only", break_disk, mend).await;
     stage.service.kill();
 }
+
+#[tokio::test]
+async fn folders_that_take_nothing_more_show_before_anybody_is_refused() {
+    let Some((mut stage, disk)) = stage().await else { return };
+    let id = stage.start(&graphs::slow(&tag(), 1, 1)).await;
+    stage.completed(&id).await;
+    stage.healthy_again().await;
+    let graphs = SmallDisk(PathBuf::from(format!("{}.graphs", stage.service.state_file().display())));
+    for folder in [&disk, &graphs] {
+        folder.protect();
+        stage.sick_because("read-only").await;
+        folder.unprotect();
+        stage.healthy_again().await;
+    }
+    stage.service.kill();
+}
