@@ -319,12 +319,15 @@ fn prepare_output_dir(given: &str, purpose: Purpose, options: &Options) -> Resul
         error => format!("Output folder cannot be created: {given}: {error}"),
     })?;
     folder.check_writable().map_err(|error| format!("Output folder is not writable: {given}: {}", plain(&error)))?;
-    check_room_in(&folder, &path, options.min_free_bytes)?;
+    // Of a full disk a dry run tells with everything else.
+    if purpose == Purpose::Run {
+        check_room_in(&folder, &path, options.min_free_bytes)?;
+    }
     Ok(path)
 }
 
 /// The folder at `path`, or the one in which it would be made.
-fn nearest_folder(path: &Path, roots: &Roots) -> Result<Folder, PathError> {
+pub(super) fn nearest_folder(path: &Path, roots: &Roots) -> Result<Folder, PathError> {
     let mut tried = Folder::open(path, roots);
     for above in path.ancestors().skip(1) {
         match &tried {

@@ -42,8 +42,8 @@ pub(super) async fn check_room_on_box(link: &Link, request: &Request, least: u64
         match transfer.free_bytes(folder).await {
             Ok(Some(free)) if free < least => {
                 return Ok(Some(format!(
-                    "the box's disk is full: {} are free in its {folder}, and {} must be; remove what is not needed \
-                     there",
+                    "the box has too little room: {} are free in its {folder}, and {} must be ([limits] \
+                     min_free_bytes); remove what is not needed there",
                     HumanBytes(free),
                     HumanBytes(least)
                 )));
@@ -62,7 +62,7 @@ pub(super) async fn check_room_on_box(link: &Link, request: &Request, least: u64
 pub(super) fn check_room_in(folder: &Folder, path: &Path, least: u64) -> Result<(), String> {
     match folder.free_bytes() {
         Some(free) if free < least => Err(format!(
-            "the disk is full: {} are free in {}, and {} must be; free some space",
+            "the disk has too little room: {} are free in {}, and {} must be ([limits] min_free_bytes); free some space",
             HumanBytes(free),
             path.display(),
             HumanBytes(least)

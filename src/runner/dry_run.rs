@@ -15,7 +15,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::{
     ExecuteRequest, Options,
-    admission::{self, Admitted, Purpose, check_target, document_in, in_turn, read_bounded, read_document},
+    admission::{
+        self, Admitted, Purpose, check_target, document_in, in_turn, nearest_folder, read_bounded, read_document,
+    },
     convert::{Settled, conversion_options, settle},
     disk::{check_room_in, check_room_on_box},
     error::{ExecuteError, StepError, transfer_lost, tunnel_failure},
@@ -27,7 +29,6 @@ use super::{
 };
 use crate::{
     convert::{self as conversion, ConvertError, NodeDefinitions},
-    files::Folder,
     ssh::{BoxName, Pool, Target},
     workflow::{
         Document, ErrorCode, Failure, Finding, FindingCode, Graph, NodeId, Request, Severity, Source, WorkflowFormat,
@@ -283,7 +284,7 @@ async fn uploads(link: &Link, request: &Request, options: &Options) -> Result<Ve
 
 async fn full_disks(link: &Link, request: &Request, options: &Options) -> Result<Vec<Finding>, StepError> {
     let (path, roots, least) = (request.output_dir.clone(), options.files.write_roots.clone(), options.min_free_bytes);
-    let look = move || Folder::open(&path, &roots).ok().and_then(|folder| check_room_in(&folder, &path, least).err());
+    let look = move || nearest_folder(&path, &roots).ok().and_then(|folder| check_room_in(&folder, &path, least).err());
     let here = tokio::task::spawn_blocking(look).await.ok().flatten();
     let there = check_room_on_box(link, request, least).await?;
     let full = |message| Finding::of_all(Severity::Error, FindingCode::DiskFull, message);

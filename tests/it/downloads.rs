@@ -299,6 +299,15 @@ async fn a_full_disk_here_is_refused_before_anything_is_on_record() {
     assert_eq!(status.as_u16(), 400, "{answer}");
     assert!(message.contains(disk.path().to_str().unwrap()) && message.contains("100.00 MiB must be"), "{message}");
     assert_eq!(stage.service.client().state().await.1["state"], Value::Null);
+    // A dry run tells it with everything else, also of a folder that is still to be made.
+    request["output_dir"] = json!(disk.path().join("new"));
+    request["dry_run"] = json!(true);
+    let (status, answer) = stage.service.client().execute(&request).await;
+    assert_eq!(
+        (status.as_u16(), &answer["valid"], &answer["findings"][0]["code"]),
+        (200, &json!(false), &json!("disk_full")),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -322,7 +331,11 @@ async fn a_full_disk_on_the_box_is_noticed_before_the_submission() {
     let stage = Stage::with(SandboxOptions { root: Some(disk.path().join("box")), ..SandboxOptions::default() }).await;
     let id = stage.start(&graphs::slow(&tag(), 1, 1)).await;
     let input_dir = stage.sandbox.input_dir().to_str().unwrap().to_owned();
-    assert_failed(&stage.ended(&id).await, "disk_full", &["the box's disk", &input_dir, "100.00 MiB must be"]);
+    assert_failed(
+        &stage.ended(&id).await,
+        "disk_full",
+        &["the box has too little room", &input_dir, "100.00 MiB must be"],
+    );
     assert_eq!(stage.sandbox.engine().submissions(), 0);
     // There is nothing to fetch of it, and so nothing completes it.
     let (status, answer) = stage.service.client().download(&id).await;

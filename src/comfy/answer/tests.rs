@@ -59,7 +59,7 @@ fn excerpts_are_one_short_line() {
 #[tokio::test]
 async fn of_an_error_only_the_beginning_is_read() {
     for status in [400, 500] {
-        let mut response = axum::http::Response::new(reqwest::Body::from("x".repeat(3 << 20)));
+        let mut response = hyper::Response::new(reqwest::Body::from("x".repeat(3 << 20)));
         *response.status_mut() = StatusCode::from_u16(status).unwrap();
         let room = Room::of("errors");
         // Somebody else has the box's turn.
@@ -86,7 +86,7 @@ async fn read_in_pieces(pauses: &'static [u64]) -> Result<usize, ComfyError> {
         tokio::time::sleep(Duration::from_secs(*pause)).await;
         Ok::<_, std::io::Error>("[]")
     });
-    let response = axum::http::Response::new(reqwest::Body::wrap_stream(pieces));
+    let response = hyper::Response::new(reqwest::Body::wrap_stream(pieces));
     let claim = Claim { room: &Room::of("pieces"), turn: None };
     let read = Answer::read("GET /x", response.into(), 100, Duration::from_secs(10), claim).await;
     read.map(|answer| answer.body.len())

@@ -109,7 +109,10 @@ fn a_full_disk_is_refused() {
     let mut case = case();
     case.least = u64::MAX;
     let message = case.check().unwrap_err();
-    assert!(message.starts_with("the disk is full: ") && message.contains(&case.path("new/out")), "{message}");
+    assert!(
+        message.starts_with("the disk has too little room: ") && message.contains(&case.path("new/out")),
+        "{message}"
+    );
 }
 
 #[test]
