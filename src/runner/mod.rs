@@ -31,6 +31,7 @@ mod part;
 mod patience;
 mod preflight;
 mod repeats;
+mod secrets;
 mod stop;
 mod submit;
 mod turns;
@@ -38,7 +39,7 @@ mod upload;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -363,6 +364,7 @@ impl Runner {
             marking: self.inner.marking.clone(),
             known_boxes: self.inner.known_boxes.clone(),
             credential_key: Mutex::new(None),
+            secrets: OnceLock::new(),
             good_looks: AtomicU64::new(0),
             parts: Parts::of(id.clone(), self.inner.options.files.write_roots.clone()),
             allowance: Allowance::new(self.inner.options.files.download_bytes, had),
