@@ -20,6 +20,8 @@ mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hearing;
+#[cfg(test)]
+mod held_up;
 mod known_boxes;
 mod later;
 mod line;

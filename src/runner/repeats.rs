@@ -55,15 +55,18 @@ fn answer_again(known: &WorkflowState, fingerprint: &str) -> Result<Started, Exe
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::{fs, sync::mpsc, time::Duration};
+    use std::{fs, time::Duration};
 
     use futures_util::poll;
-    use tokio::{sync::oneshot, task};
+    use tokio::task;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
-        runner::{Defaults, FileRules, Limits, Options},
+        runner::{
+            Defaults, FileRules, Limits, Options,
+            held_up::{HeldUp, with_one_blocking_thread},
+        },
         ssh::{self, Pool},
         store::{self, Store},
     };
@@ -112,39 +115,16 @@ mod tests {
         }
 
         /// Asks and hangs up while the graph is about to be saved, which goes no further than to the returned hold.
-        async fn hang_up_half_way(&self) -> Hold {
+        async fn hang_up_half_way(&self) -> HeldUp {
             let mut asked = Box::pin(self.execute());
             assert!(poll!(&mut asked).is_pending(), "the request is being checked");
-            let mut hold = Hold::behind_what_is_to_do();
+            let mut hold = HeldUp::behind_what_is_to_do();
             hold.is_reached().await;
             assert!(poll!(&mut asked).is_pending(), "it is being put on record");
             drop(asked);
             task::yield_now().await;
             hold
         }
-    }
-
-    /// Holds up the one thread on which everything happens that blocks, until it is dropped.
-    struct Hold {
-        reached: oneshot::Receiver<()>,
-        _let_go: mpsc::Sender<()>,
-    }
-
-    impl Hold {
-        fn behind_what_is_to_do() -> Self {
-            let ((tell, reached), (let_go, wait)) = (oneshot::channel(), mpsc::channel::<()>());
-            task::spawn_blocking(move || tell.send(()).is_ok() && wait.recv().is_ok());
-            Self { reached, _let_go: let_go }
-        }
-
-        async fn is_reached(&mut self) {
-            (&mut self.reached).await.unwrap();
-        }
-    }
-
-    fn with_one_blocking_thread(test: impl Future<Output = ()>) {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(test);
     }
 
     #[test]
@@ -166,7 +146,7 @@ mod tests {
         with_one_blocking_thread(async {
             let stage = Stage::new().await;
             let saving = stage.hang_up_half_way().await;
-            let mut writing = Hold::behind_what_is_to_do();
+            let mut writing = HeldUp::behind_what_is_to_do();
             drop(saving);
             writing.is_reached().await;
             while stage.store.active().is_empty() {
