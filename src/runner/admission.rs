@@ -217,7 +217,6 @@ pub(super) fn read_document(given: &str, rules: &FileRules) -> Result<(Document,
     document_in(&content).map_err(|error| format!("Workflow file {given} {error}"))
 }
 
-/// A workflow as such, or one that a picture or other JSON carries.
 /// The content of a file that a request names, which is no longer than a workflow file may be.
 pub(super) fn read_bounded(given: &str, what: &str, field: &str, rules: &FileRules) -> Result<Vec<u8>, String> {
     let limit = rules.workflow_file_bytes;
@@ -232,6 +231,7 @@ pub(super) fn read_bounded(given: &str, what: &str, field: &str, rules: &FileRul
     Ok(content)
 }
 
+/// A workflow as such, or one that a picture or other JSON carries.
 pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), String> {
     let plain = match Document::parse(content) {
         Ok(document) => {

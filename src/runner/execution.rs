@@ -7,7 +7,7 @@
 use std::{
     panic::AssertUnwindSafe,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,9 +35,7 @@ use super::{
 use crate::{
     ssh::{Pool, SshError, SshErrorKind, Target},
     store::{Revision, Store},
-    workflow::{
-        ErrorCode, Event, Failure, Phase, PromptId, Request, Secrets, Source, Submission, WorkflowId, WorkflowState,
-    },
+    workflow::{ErrorCode, Event, Failure, Phase, PromptId, Request, Secrets, Submission, WorkflowId, WorkflowState},
 };
 
 /// How long something else than ComfyUI is looked at again on the first connection.
@@ -61,6 +59,8 @@ pub(super) struct Execution {
     pub(super) known_boxes: Arc<KnownBoxes>,
     /// What newer servers want to see when the same client id comes back.
     pub(super) credential_key: Mutex<Option<String>>,
+    /// What of the graph to submit must not be told, once that graph is known.
+    pub(super) secrets: OnceLock<Secrets>,
     /// How often queue and history were read in full: a sign that the way to the box is good though nothing changes.
     pub(super) good_looks: AtomicU64,
     /// Outputs on their way here.
@@ -167,15 +167,6 @@ impl Execution {
         }
     }
 
-    /// A failure as it may be told and kept: nodes and refusals quote inputs.
-    async fn without_secrets(&self, failure: Failure) -> Failure {
-        match self.store.source(&self.id).await.ok().as_ref().and_then(Source::graph) {
-            Some(graph) => Secrets::of(graph).hide_in(failure),
-            // Nothing of it was sent yet.
-            None => failure,
-        }
-    }
-
     /// Differs after anything has moved.
     fn signs_of_life(&self) -> Result<(DateTime<Utc>, u64), Failure> {
         let state = self.state().map_err(StepError::into_failure)?;
@@ -190,6 +181,8 @@ impl Execution {
                 let mut ear = None;
                 if state.submission == Submission::None {
                     let (graph, remembered) = self.graph(link).await?;
+                    // Its file may be gone by the time a node quotes them.
+                    self.note_secrets(&graph);
                     let mut known = self.plan(link, &graph, remembered).await?;
                     self.preflight(link, &graph, &mut known).await?;
                     self.report_beginning(Ok(()));

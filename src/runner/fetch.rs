@@ -119,8 +119,7 @@ impl Execution {
         share.check()?;
         let by_box = brought?;
         if let Err(cause) = self.judge(link, output, &way, &viewed, &part, by_box).await? {
-            part.cut_to(0)?;
-            return Err(FetchError::Retry { cause, may_pass: false });
+            return Err(unfit(cause, &mut part).await);
         }
         let size = part.length();
         let local_path = blocking(move || part.keep()).await?;
@@ -162,8 +161,9 @@ impl Execution {
     /// What is here of a file of this content and size, if the rest has room.
     async fn open_part(&self, output: &Output, content: Option<String>, size: Option<u64>) -> Result<Part, FetchError> {
         let (root, file, parts) = (self.request()?.output_dir, output.remote.clone(), self.parts.clone());
+        let turn = parts.turn(&file).await;
         let open = move || {
-            let mut part = parts.open(&root, &file, content.as_deref())?;
+            let mut part = parts.open(turn, &root, &file, content.as_deref())?;
             if size.is_some_and(|size| part.length() > size) {
                 part.cut_to(0)?;
             }
@@ -189,22 +189,30 @@ impl Execution {
         }
         match way {
             Way::Sftp(transfer, stat) => {
-                let (path, mut writer) = (&output.remote_path, share.measure(part.writer()?));
+                let mut writer = share.measure(on_thread(part, |part| part.writer()).await?);
+                let path = &output.remote_path;
                 // A checksum is given time by the size that the box tells, so one that proves wrong must end the wait.
                 let download = transfer.download(path, from, &mut writer, stat.size);
                 let done = try_join(download, transfer.sha256_by_box(path, stat.size)).await;
-                let (copied, by_box) = done.map_err(|error| in_transfer(error, part))?;
+                let (copied, by_box) = match done {
+                    Ok(done) => done,
+                    Err(error) => return Err(in_transfer(error, part).await),
+                };
                 part.grew(copied);
                 Ok(by_box)
             }
             Way::View if from > 0 && viewed.size == Some(from) => Ok(None),
             Way::View => {
                 let mut body = link.client.view(&output.remote, from, viewed).await?;
-                part.cut_to(body.from())?;
-                let mut writer = share.measure(part.writer()?);
+                let from = body.from();
+                let open = move |part: &mut Part| part.cut_to(from).and_then(|()| part.writer());
+                let mut writer = share.measure(on_thread(part, open).await?);
                 let whole = viewed.size.or(body.size()).unwrap_or(MAX_UNTOLD_BYTES);
                 let limit = whole.saturating_sub(part.length());
-                let copied = body.copy_to(&mut writer, limit).await.map_err(|error| in_view(error, part))?;
+                let copied = match body.copy_to(&mut writer, limit).await {
+                    Ok(copied) => copied,
+                    Err(error) => return Err(in_view(error, part).await),
+                };
                 part.grew(copied);
                 Ok(None)
             }
@@ -225,8 +233,8 @@ impl Execution {
             return Ok(Err(format!("{} bytes came instead of {expected}", part.length())));
         }
         if let Some(by_box) = by_box {
-            let reader = part.reader()?;
-            let is_same = blocking(move || Ok(Part::sha256_of(reader)? == by_box)).await?;
+            let part = part.clone();
+            let is_same = blocking(move || Ok(part.sha256()? == by_box)).await?;
             return Ok(if is_same { Ok(()) } else { Err("what came differs from the file on the box".to_owned()) });
         }
         let is_unchanged = match way {
@@ -304,31 +312,42 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
+/// Does work on a part that blocks. It goes on when this is dropped, and keeps the turn of the part until it is done.
+async fn on_thread<T: Send + 'static>(
+    part: &mut Part,
+    work: impl FnOnce(&mut Part) -> Result<T, StoreFileError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let mut worked_on = part.clone();
+    let done;
+    (*part, done) = blocking(move || work(&mut worked_on).map(|done| (worked_on, done))).await?;
+    Ok(done)
+}
+
 fn unwritten(source: io::Error, part: &Part) -> FetchError {
     FetchError::Local(StoreFileError::io("write", &part.path())(source))
 }
 
-fn in_transfer(error: TransferError, part: &mut Part) -> FetchError {
+async fn in_transfer(error: TransferError, part: &mut Part) -> FetchError {
     match error {
         TransferError::Local { source, .. } => unwritten(source, part),
-        TransferError::TooLarge { .. } | TransferError::TooShort { .. } => unfit(error.to_string(), part),
+        TransferError::TooLarge { .. } | TransferError::TooShort { .. } => unfit(error.to_string(), part).await,
         error => error.into(),
     }
 }
 
-fn in_view(error: ComfyError, part: &mut Part) -> FetchError {
+async fn in_view(error: ComfyError, part: &mut Part) -> FetchError {
     match error {
         ComfyError::Local { source, .. } => unwritten(source, part),
-        ComfyError::TooBig { .. } => unfit(error.to_string(), part),
+        ComfyError::TooBig { .. } => unfit(error.to_string(), part).await,
         error => error.into(),
     }
 }
 
-/// What has come is of another size than told: nothing can be built on it.
-fn unfit(cause: String, part: &mut Part) -> FetchError {
-    match part.cut_to(0) {
+/// What has come is not what it should be: nothing can be built on it.
+async fn unfit(cause: String, part: &mut Part) -> FetchError {
+    match on_thread(part, |part| part.cut_to(0)).await {
         Ok(()) => FetchError::Retry { cause, may_pass: false },
-        Err(error) => FetchError::Local(error),
+        Err(error) => error,
     }
 }
 
@@ -363,3 +382,7 @@ impl From<TransferError> for FetchError {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -20,6 +20,8 @@ mod follow;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hearing;
+#[cfg(test)]
+mod held_up;
 mod known_boxes;
 mod later;
 mod line;
@@ -30,6 +32,8 @@ mod output_folder;
 mod part;
 mod patience;
 mod preflight;
+mod repeats;
+mod secrets;
 mod stop;
 mod submit;
 mod turns;
@@ -37,7 +41,7 @@ mod upload;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -61,12 +65,13 @@ pub use line::{Full, Limits};
 use line::{Line, Seat, SeatNumber};
 pub use options::{FileRules, Options};
 use part::Parts;
+use repeats::Named;
 use turns::Turns;
 
 use crate::{
     ssh::Pool,
     store::{Store, StoreError},
-    workflow::{Caller, ErrorCode, Event, Failure, Idempotency, Phase, WorkflowId, WorkflowState},
+    workflow::{Caller, Event, Failure, Phase, WorkflowId, WorkflowState},
 };
 
 /// How often a taken workflow id is replaced by another before that is an error.
@@ -165,19 +170,18 @@ impl Runner {
         warnings: Vec<String>,
         key: Option<String>,
     ) -> Result<Started, ExecuteError> {
-        let Some(key) = key else { return self.execute_new(request, caller, warnings, None).await };
-        let fingerprint = request.fingerprint();
-        let turn = self.inner.turns.take(format!("{caller:?} {key}")).await;
-        if let Some(known) = self.inner.store.by_idempotency_key(&caller, &key) {
-            return repeated(&known, &fingerprint);
-        }
-        let idempotency = Idempotency { key, fingerprint, tunnel_error: None };
-        let started = self.execute_new(request, caller, warnings, Some(idempotency)).await?;
-        if let Some(failure) = &started.failed {
-            self.inner.store.apply(&started.workflow_id, Event::AnsweredWithError(failure.message.clone()));
-        }
-        drop(turn);
-        Ok(started)
+        let (idempotency, turn) = match key {
+            None => (None, None),
+            Some(key) => match self.named(&request, &caller, key).await? {
+                Named::Known(started) => return Ok(started),
+                Named::New(idempotency, turn) => (Some(idempotency), Some(turn)),
+            },
+        };
+        let mut admitted = admission::check(request, Purpose::Run, &self.inner.options, &self.inner.pool).await?;
+        admitted.warnings.splice(0..0, warnings);
+        admitted.idempotency = idempotency;
+        admitted.caller = Some(caller);
+        self.start_admitted(admitted, turn).await
     }
 
     /// Starts a finished workflow again, as a new one with the same request and what its file held when it was accepted.
@@ -195,7 +199,7 @@ impl Runner {
         admitted.workflow_format = state.workflow_format;
         admitted.retry_of = Some(id.clone());
         admitted.caller = Some(caller);
-        self.start_admitted(admitted).await
+        self.start_admitted(admitted, None).await
     }
 
     /// [`dry_run()`] with the settings and connections of this runner.
@@ -219,39 +223,41 @@ impl Runner {
         ended.unwrap_or(Err(ExecuteError::Stopping))
     }
 
-    async fn execute_new(
+    async fn start_admitted(
         &self,
-        request: ExecuteRequest,
-        caller: Caller,
-        warnings: Vec<String>,
-        idempotency: Option<Idempotency>,
+        admitted: admission::Admitted,
+        turn: Option<repeats::Turn>,
     ) -> Result<Started, ExecuteError> {
-        let mut admitted = admission::check(request, Purpose::Run, &self.inner.options, &self.inner.pool).await?;
-        admitted.warnings.splice(0..0, warnings);
-        admitted.idempotency = idempotency;
-        admitted.caller = Some(caller);
-        self.start_admitted(admitted).await
-    }
-
-    async fn start_admitted(&self, admitted: admission::Admitted) -> Result<Started, ExecuteError> {
         if self.inner.shutdown.is_cancelled() {
             return Err(ExecuteError::Stopping);
         }
-        let warnings = admitted.warnings.clone();
         let seat = self
             .inner
             .line
             .reserve(admitted.box_name.clone(), admitted.caller.clone())
             .map_err(ExecuteError::LineFull)?;
-        // In a task of its own: a caller that hangs up must not leave a workflow on record that nobody runs.
+        // In a task of its own, which has the turn too: a caller that hangs up must leave neither a workflow on record that
+        // nobody runs, nor one half on record for the repeat of its request.
         let this = self.clone();
-        let accept = tokio::spawn(async move { this.accept(admitted, seat).await });
-        let (workflow_id, mut beginning) = accept.await??;
+        let begun = tokio::spawn(async move {
+            let begun = this.begin(admitted, seat).await;
+            drop(turn);
+            begun
+        });
+        begun.await?
+    }
+
+    async fn begin(&self, admitted: admission::Admitted, seat: Seat) -> Result<Started, ExecuteError> {
+        let warnings = admitted.warnings.clone();
+        let (workflow_id, mut beginning) = self.accept(admitted, seat).await?;
         let known = tokio::time::timeout(self.inner.options.execute_wait, beginning.wait_for(Option::is_some)).await;
         let failed = match known {
             Ok(Ok(outcome)) => outcome.clone().and_then(Result::err),
             _ => None,
         };
+        if let Some(failure) = &failed {
+            self.inner.store.apply(&workflow_id, Event::AnsweredWithError(failure.message.clone()));
+        }
         Ok(Started { workflow_id, warnings, failed })
     }
 
@@ -361,6 +367,7 @@ impl Runner {
             marking: self.inner.marking.clone(),
             known_boxes: self.inner.known_boxes.clone(),
             credential_key: Mutex::new(None),
+            secrets: OnceLock::new(),
             good_looks: AtomicU64::new(0),
             parts: Parts::of(id.clone(), self.inner.options.files.write_roots.clone()),
             allowance: Allowance::new(self.inner.options.files.download_bytes, had),
@@ -370,16 +377,4 @@ impl Runner {
     fn running(&self) -> std::sync::MutexGuard<'_, HashMap<WorkflowId, Running>> {
         self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The answer that the first request of this name got.
-fn repeated(known: &WorkflowState, fingerprint: &str) -> Result<Started, ExecuteError> {
-    let Some(idempotency) = known.idempotency.as_ref().filter(|first| first.fingerprint == fingerprint) else {
-        return Err(ExecuteError::KeyReused);
-    };
-    let failed = idempotency.tunnel_error.as_ref().map(|message| match known.failure() {
-        Some(failure) => Failure { message: message.clone(), ..failure.clone() },
-        None => Failure::new(ErrorCode::Internal, message),
-    });
-    Ok(Started { workflow_id: known.id.clone(), warnings: Vec::new(), failed })
 }

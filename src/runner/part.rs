@@ -3,6 +3,9 @@
 //! A part lies in the folder of its file, under a private name that says whose it is, of which file, and of which content
 //! of that file. So a download goes on where it was cut, also after the service was killed, and never with bytes of
 //! another content. When its workflow is over, nothing of it stays.
+//!
+//! All work on a part blocks, and what was begun on another thread goes on when the one who waits for it is dropped. So a
+//! part has one user at a time: who works on it has its turn, in the background too, and who comes next waits for that.
 
 use std::{
     collections::BTreeSet,
@@ -15,10 +18,12 @@ use std::{
 
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     digest::sha256_of,
     output_folder::{Place, StoreFileError},
+    turns::Turns,
 };
 use crate::{
     files::{Folder, Roots, publish},
@@ -33,7 +38,11 @@ pub(super) struct Parts {
     owner: WorkflowId,
     roots: Roots,
     known: Arc<Mutex<Known>>,
+    turns: Arc<Turns<RemoteFile>>,
 }
+
+/// The turn of who works on the part of one file.
+pub(super) type PartTurn = OwnedSemaphorePermit;
 
 #[derive(Debug, Default)]
 struct Known {
@@ -43,25 +52,33 @@ struct Known {
     is_over: bool,
 }
 
-/// One file of which some bytes may be here. Only this user can read it before it is whole.
-#[derive(Debug)]
+/// One file of which some bytes may be here. Only this user can read it before it is whole. Clones are for work on other
+/// threads, and have the same turn.
+#[derive(Debug, Clone)]
 pub(super) struct Part {
     name: String,
     folder: Arc<Folder>,
     length: u64,
-    place: Place,
+    place: Arc<Place>,
+    _turn: Arc<PartTurn>,
 }
 
 impl Parts {
     /// Those of `owner`, whose folders lie in `roots`.
     pub(super) fn of(owner: WorkflowId, roots: Roots) -> Self {
-        Self { owner, roots, known: Arc::default() }
+        Self { owner, roots, known: Arc::default(), turns: Arc::default() }
+    }
+
+    /// Waits until nobody works on the part of a file any more.
+    pub(super) async fn turn(&self, file: &RemoteFile) -> PartTurn {
+        self.turns.take(file.clone()).await
     }
 
     /// The part of a file with this content, below `output_dir`; empty if there was none, or if `content` is not known.
     /// Parts of the same file with other content are removed. Blocks.
     pub(super) fn open(
         &self,
+        turn: PartTurn,
         output_dir: &Path,
         file: &RemoteFile,
         content: Option<&str>,
@@ -83,7 +100,8 @@ impl Parts {
         let length = opened.map_err(StoreFileError::io("create", &path))?;
         known.folders.insert(place.folder().to_owned());
         drop(known);
-        let mut part = Part { name, folder: Arc::new(folder), length, place };
+        let (folder, place) = (Arc::new(folder), Arc::new(place));
+        let mut part = Part { name, folder, length, place, _turn: Arc::new(turn) };
         if content.is_none() {
             part.cut_to(0)?;
         }
@@ -158,14 +176,10 @@ impl Part {
         self.length += bytes;
     }
 
-    /// A handle to read all of it.
-    pub(super) fn reader(&self) -> Result<File, StoreFileError> {
-        self.folder.read(OsStr::new(&self.name)).map_err(StoreFileError::io("read", &self.path()))
-    }
-
     /// The SHA-256 of all its bytes, as they are on the disk. Blocks.
-    pub(super) fn sha256_of(mut reader: File) -> Result<[u8; 32], StoreFileError> {
-        Ok(sha256_of(&mut reader).map_err(StoreFileError::io("read", Path::new("a downloaded file")))?.1)
+    pub(super) fn sha256(&self) -> Result<[u8; 32], StoreFileError> {
+        let read = || Ok(sha256_of(&mut self.folder.read(OsStr::new(&self.name))?)?.1);
+        read().map_err(StoreFileError::io("read", &self.path()))
     }
 
     /// Makes the file of it, and returns where that is. Blocks.
@@ -204,6 +218,8 @@ fn brief(text: &str) -> String {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::workflow::Folder;
 
@@ -216,6 +232,12 @@ mod tests {
         Parts::of(owner.into(), Roots::anywhere())
     }
 
+    /// The part of a file that nobody works on.
+    fn open(parts: &Parts, folder: &Path, name: &str, content: Option<&str>) -> Result<Part, StoreFileError> {
+        let turn = parts.turn(&named(name)).now_or_never().unwrap();
+        parts.open(turn, folder, &named(name), content)
+    }
+
     fn count(folder: &Path) -> usize {
         fs::read_dir(folder.join("sub")).unwrap().count()
     }
@@ -223,7 +245,7 @@ mod tests {
     #[test]
     fn a_part_goes_on_for_the_same_content_only() {
         let folder = tempfile::tempdir().unwrap();
-        let open = |content| parts("mine").open(folder.path(), &named("a.png"), content).unwrap();
+        let open = |content| open(&parts("mine"), folder.path(), "a.png", content).unwrap();
         let first = open(Some("7 bytes of yesterday"));
         fs::write(first.path(), "1234").unwrap();
         assert_eq!(open(Some("7 bytes of yesterday")).length(), 4);
@@ -237,11 +259,11 @@ mod tests {
     #[test]
     fn a_whole_part_becomes_the_file() {
         let folder = tempfile::tempdir().unwrap();
-        let mut part = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap();
+        let mut part = open(&parts("mine"), folder.path(), "a.png", Some("x")).unwrap();
         fs::write(part.path(), "12345678").unwrap();
         part.cut_to(7).unwrap();
         assert_eq!(fs::metadata(part.path()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(Part::sha256_of(part.reader().unwrap()).unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
+        assert_eq!(part.sha256().unwrap(), <[u8; 32]>::from(Sha256::digest("1234567")));
         let path = part.keep().unwrap();
         assert_eq!((path.as_path(), count(folder.path())), (folder.path().join("sub/a.png").as_path(), 1));
         assert_eq!(fs::read_to_string(&path).unwrap(), "1234567");
@@ -255,11 +277,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mine, other) = (parts("mine"), parts("other"));
         for (parts, name) in [(&mine, "a.png"), (&mine, "b.png"), (&other, "a.png")] {
-            parts.open(folder.path(), &named(name), Some("x")).unwrap();
+            open(parts, folder.path(), name, Some("x")).unwrap();
         }
         mine.remove_all(folder.path(), [named("a.png")].iter());
         assert_eq!(count(folder.path()), 1);
-        mine.clone().open(folder.path(), &named("a.png"), Some("x")).unwrap_err();
+        open(&mine.clone(), folder.path(), "a.png", Some("x")).unwrap_err();
         assert_eq!(count(folder.path()), 1);
     }
 
@@ -268,10 +290,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let precious = folder.path().join("precious");
         fs::write(&precious, "same").unwrap();
-        let path = parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap().path();
+        let path = open(&parts("mine"), folder.path(), "a.png", Some("x")).unwrap().path();
         fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink(&precious, &path).unwrap();
-        parts("mine").open(folder.path(), &named("a.png"), Some("x")).unwrap_err();
+        open(&parts("mine"), folder.path(), "a.png", Some("x")).unwrap_err();
         assert_eq!(fs::read_to_string(precious).unwrap(), "same");
     }
 }

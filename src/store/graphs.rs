@@ -10,7 +10,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use sha2::{Digest, Sha256};
@@ -34,11 +34,14 @@ pub(super) struct Graphs {
     room: Arc<Semaphore>,
 }
 
-/// The graph of an active workflow, and what its file looked like when it was read or written here.
+/// The graph of an active workflow, the same one as long as that is active: what is done to its file and what others must
+/// know of that goes together.
 #[derive(Debug)]
 pub(super) struct KeptGraph {
-    content: Content,
-    ours: Mutex<Identity>,
+    /// What its file looked like when it was read or written here. Locked while the file is looked at or written.
+    ours: Mutex<Option<Identity>>,
+    /// Changed only while `ours` is locked, and locked for moments only.
+    content: Mutex<Arc<Content>>,
 }
 
 #[derive(Debug)]
@@ -47,16 +50,36 @@ enum Content {
     InMemory { words: Vec<u8>, _share: OwnedSemaphorePermit },
     /// There was no room for it.
     OnDisk([u8; 32]),
+    /// It could not be read at the start, or is not wanted any more.
+    Unknown,
 }
 
 impl KeptGraph {
-    fn new(content: Vec<u8>, ours: Identity, room: &Arc<Semaphore>) -> Self {
-        let kib = u32::try_from(content.len().div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let content = match Arc::clone(room).try_acquire_many_owned(kib) {
-            Ok(share) => Content::InMemory { words: content, _share: share },
-            Err(_) => Content::OnDisk(Sha256::digest(&content).into()),
-        };
-        Self { content, ours: Mutex::new(ours) }
+    fn new(content: Content, ours: Option<Identity>) -> Self {
+        Self { ours: Mutex::new(ours), content: Mutex::new(Arc::new(content)) }
+    }
+
+    /// Waits until nobody else works on the file. Blocks.
+    fn file(&self) -> MutexGuard<'_, Option<Identity>> {
+        self.ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn content(&self) -> Arc<Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, content: Content) {
+        *self.content.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(content);
+    }
+}
+
+impl Content {
+    fn new(words: Vec<u8>, room: &Arc<Semaphore>) -> Self {
+        let kib = u32::try_from(words.len().div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        match Arc::clone(room).try_acquire_many_owned(kib) {
+            Ok(share) => Self::InMemory { words, _share: share },
+            Err(_) => Self::OnDisk(Sha256::digest(&words).into()),
+        }
     }
 }
 
@@ -82,36 +105,67 @@ impl Graphs {
     }
 
     /// Returns when the graph is on disk.
-    pub(super) async fn save(&self, id: &WorkflowId, source: &Source) -> Result<KeptGraph, StoreError> {
-        self.write(id, source, |file, path| file.persist_noclobber(path)).await
-    }
-
-    /// Puts another graph in the place of the one that was saved, and returns when it is on disk.
-    pub(super) async fn replace(&self, id: &WorkflowId, source: &Source) -> Result<KeptGraph, StoreError> {
-        self.write(id, source, |file, path| file.persist(path)).await
-    }
-
-    async fn write(
-        &self,
-        id: &WorkflowId,
-        source: &Source,
-        persist: fn(NamedTempFile, &Path) -> Result<File, PersistError>,
-    ) -> Result<KeptGraph, StoreError> {
-        let (this, id) = (self.clone(), id.clone());
-        let content = serde_json::to_vec(&source.to_value())?;
+    pub(super) async fn save(&self, id: &WorkflowId, source: &Source) -> Result<Arc<KeptGraph>, StoreError> {
+        let (this, id, words) = (self.clone(), id.clone(), serde_json::to_vec(&source.to_value())?);
         blocking(move || {
-            this.make_folder()?;
-            let path = this.path(&id);
-            let file = this.temporary(&content)?;
-            let written = file.as_file().metadata().map_err(StoreError::io("write", &path))?;
-            persist(file, &path).map_err(|error| match error.error.kind() {
-                io::ErrorKind::AlreadyExists => StoreError::Taken,
-                _ => StoreError::io("write", &path)(error.error),
-            })?;
-            sync_folder(&this.folder).map_err(StoreError::io("write", &this.folder))?;
-            Ok(KeptGraph::new(content, Identity::of(&written), &this.room))
+            let ours = this.put(&id, &words, |file, path| file.persist_noclobber(path))?;
+            this.sync()?;
+            Ok(Arc::new(KeptGraph::new(Content::new(words, &this.room), Some(ours))))
         })
         .await
+    }
+
+    /// Puts another graph in the place of the one that is kept, and returns when it is on disk.
+    pub(super) async fn replace(
+        &self,
+        id: &WorkflowId,
+        kept: Arc<KeptGraph>,
+        source: &Source,
+    ) -> Result<(), StoreError> {
+        let (this, id, words) = (self.clone(), id.clone(), serde_json::to_vec(&source.to_value())?);
+        blocking(move || {
+            let mut ours = kept.file();
+            *ours = Some(this.put(&id, &words, |file, path| file.persist(path))?);
+            kept.set(Content::new(words, &this.room));
+            this.sync()
+        })
+        .await
+    }
+
+    /// Removes a graph that is not wanted any more, also where a look at it is under way.
+    pub(super) async fn discard(&self, id: &WorkflowId, kept: Arc<KeptGraph>) {
+        let (this, id) = (self.clone(), id.clone());
+        let discard = move || {
+            let _ours = kept.file();
+            kept.set(Content::Unknown);
+            fs::remove_file(this.path(&id)).map_err(StoreError::io("remove", this.path(&id)))
+        };
+        if let Err(error) = blocking(discard).await {
+            tracing::warn!(%error, "the graph of a workflow that was not accepted stays until the next start");
+        }
+    }
+
+    /// Gives a file with these words its place. Blocks.
+    fn put(
+        &self,
+        id: &WorkflowId,
+        words: &[u8],
+        persist: fn(NamedTempFile, &Path) -> Result<File, PersistError>,
+    ) -> Result<Identity, StoreError> {
+        self.make_folder()?;
+        let path = self.path(id);
+        let file = self.temporary(words)?;
+        let written = file.as_file().metadata().map_err(StoreError::io("write", &path))?;
+        persist(file, &path).map_err(|error| match error.error.kind() {
+            io::ErrorKind::AlreadyExists => StoreError::Taken,
+            _ => StoreError::io("write", &path)(error.error),
+        })?;
+        Ok(Identity::of(&written))
+    }
+
+    /// Makes what was put in its place survive a power cut. Blocks.
+    fn sync(&self) -> Result<(), StoreError> {
+        sync_folder(&self.folder).map_err(StoreError::io("write", &self.folder))
     }
 
     pub(super) async fn load(&self, id: &WorkflowId) -> Result<Source, StoreError> {
@@ -120,7 +174,7 @@ impl Graphs {
 
     /// That of an active workflow, as it was when it was written here.
     pub(super) async fn load_kept(&self, id: &WorkflowId, kept: &KeptGraph) -> Result<Source, StoreError> {
-        match &kept.content {
+        match &*kept.content() {
             Content::InMemory { words, .. } => parse(id, words),
             Content::OnDisk(digest) => {
                 let content = self.content(id).await?;
@@ -129,6 +183,7 @@ impl Graphs {
                 }
                 parse(id, &content)
             }
+            Content::Unknown => self.load(id).await,
         }
     }
 
@@ -137,32 +192,37 @@ impl Graphs {
         read.map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))
     }
 
-    /// Reads a file to keep its content, or its digest; `None` when it can't be read. Blocks.
-    pub(super) fn read(&self, id: &WorkflowId) -> Option<KeptGraph> {
+    /// Reads a file to keep its content, or its digest, if it can be read. Blocks.
+    pub(super) fn read(&self, id: &WorkflowId) -> Arc<KeptGraph> {
         let path = self.path(id);
-        let meta = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        Some(KeptGraph::new(fs::read(&path).ok()?, Identity::of(&meta), &self.room))
+        let read = || {
+            let meta = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file)?;
+            Some((Content::new(fs::read(&path).ok()?, &self.room), Identity::of(&meta)))
+        };
+        let (content, ours) = read().map_or((Content::Unknown, None), |(content, ours)| (content, Some(ours)));
+        Arc::new(KeptGraph::new(content, ours))
     }
 
     /// Writes the file of an active workflow again if somebody else has removed or changed it. Blocks.
     pub(super) fn restore(&self, id: &WorkflowId, kept: &KeptGraph) -> Result<(), StoreError> {
         let path = self.path(id);
-        let mut ours = kept.ours.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ours = kept.file();
         let found = fs::symlink_metadata(&path);
-        if found.as_ref().is_ok_and(|meta| Identity::of(meta) == *ours) {
+        if found.as_ref().is_ok_and(|meta| Some(Identity::of(meta)) == *ours) {
             return Ok(());
         }
-        let Content::InMemory { words, .. } = &kept.content else {
-            let what = if found.is_ok() { "was replaced or changed" } else { "was removed" };
-            return Err(StoreError::Tampered { path, what });
-        };
-        self.make_folder()?;
-        let file = self.temporary(words)?;
-        let written = file.as_file().metadata().map_err(StoreError::io("write", &path))?;
-        file.persist(&path).map_err(|error| StoreError::io("write", &path)(error.error))?;
-        *ours = Identity::of(&written);
-        tracing::warn!(workflow.id = %id, "put back a graph, which somebody had removed or changed");
-        sync_folder(&self.folder).map_err(StoreError::io("write", &self.folder))
+        match &*kept.content() {
+            Content::InMemory { words, .. } => {
+                *ours = Some(self.put(id, words, |file, path| file.persist(path))?);
+                tracing::warn!(workflow.id = %id, "put back a graph, which somebody had removed or changed");
+                self.sync()
+            }
+            Content::OnDisk(_) => {
+                let what = if found.is_ok() { "was replaced or changed" } else { "was removed" };
+                Err(StoreError::Tampered { path, what })
+            }
+            Content::Unknown => Ok(()),
+        }
     }
 
     pub(super) async fn remove(&self, id: &WorkflowId) {
@@ -248,8 +308,8 @@ mod tests {
         Source::parse_kept(text.as_bytes()).unwrap()
     }
 
-    fn in_memory(kept: &KeptGraph) -> bool {
-        matches!(kept.content, Content::InMemory { .. })
+    fn in_memory(kept: &Arc<KeptGraph>) -> bool {
+        matches!(*kept.content(), Content::InMemory { .. })
     }
 
     #[tokio::test]
@@ -265,7 +325,7 @@ mod tests {
         assert!(graphs.load_kept(&ids[1], &second).await.unwrap() == large, "from the disk");
         graphs.restore(&ids[1], &second).unwrap();
         drop(first);
-        assert!(in_memory(&graphs.read(&ids[1]).unwrap()), "there is room again");
+        assert!(in_memory(&graphs.read(&ids[1])), "there is room again");
 
         fs::write(graphs.path(&ids[1]), r#"{"1": {"class_type": "Another", "inputs": {}}}"#).unwrap();
         let changed = graphs.load_kept(&ids[1], &second).await.unwrap_err().to_string();
@@ -274,5 +334,26 @@ mod tests {
         assert_eq!(graphs.restore(&ids[1], &second).unwrap_err().to_string(), told("was replaced or changed"));
         fs::remove_file(graphs.path(&ids[1])).unwrap();
         assert_eq!(graphs.restore(&ids[1], &second).unwrap_err().to_string(), told("was removed"));
+    }
+    #[tokio::test]
+    async fn a_graph_that_was_replaced_is_no_trouble_where_there_is_no_room_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let graphs = Graphs { room: Arc::new(Semaphore::new(0)), ..Graphs::beside(&folder.path().join("state.json")) };
+        let id = WorkflowId::new(chrono::Utc::now(), 1);
+        let kept = graphs.save(&id, &source(0)).await.unwrap();
+        graphs.replace(&id, kept.clone(), &source(1)).await.unwrap();
+        graphs.restore(&id, &kept).unwrap();
+        assert!(graphs.load_kept(&id, &kept).await.unwrap() == source(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_wanted_any_more_is_not_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let graphs = Graphs::beside(&folder.path().join("state.json"));
+        let id = WorkflowId::new(chrono::Utc::now(), 1);
+        let kept = graphs.save(&id, &source(0)).await.unwrap();
+        graphs.discard(&id, kept.clone()).await;
+        graphs.restore(&id, &kept).unwrap();
+        assert!(!graphs.path(&id).exists());
     }
 }

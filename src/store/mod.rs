@@ -88,7 +88,7 @@ struct Map {
 struct Entry {
     state: Arc<WorkflowState>,
     revision: Revision,
-    /// Of an active workflow, if it could be read.
+    /// Of an active workflow.
     graph: Option<Arc<KeptGraph>>,
 }
 
@@ -140,11 +140,11 @@ impl Store {
             return Err(StoreError::Taken);
         }
         let kept = self.shared.graphs.save(&id, source).await?;
-        let revision = self.shared.add(state, kept).ok_or(StoreError::Taken)?;
+        let revision = self.shared.add(state, kept.clone()).ok_or(StoreError::Taken)?;
         let written = self.durable(revision).await;
         if written.is_err() {
             self.shared.forget(&id);
-            self.shared.graphs.remove(&id).await;
+            self.shared.graphs.discard(&id, kept).await;
         }
         written
     }
@@ -216,15 +216,12 @@ impl Store {
     /// Settles which graph an active workflow has, and returns when that is on disk. From then on it is its source.
     ///
     /// # Errors
-    /// When it can't be written; then the source stays as it was.
+    /// When it can't be written; then the source stays as it was, unless all that failed was to make sure of its place.
     pub async fn settle_graph(&self, id: &WorkflowId, graph: Graph) -> Result<(), StoreError> {
-        let kept = self.shared.graphs.replace(id, &Document::Graph(graph).into()).await?;
-        if let Some(entry) = self.shared.map.write().workflows.get_mut(id)
-            && entry.state.is_active()
-        {
-            entry.graph = Some(Arc::new(kept));
-        }
-        Ok(())
+        let kept = self.shared.map.read().workflows.get(id).and_then(|entry| entry.graph.clone());
+        // Nobody runs one that is over.
+        let Some(kept) = kept else { return Ok(()) };
+        self.shared.graphs.replace(id, kept, &Document::Graph(graph).into()).await
     }
 
     /// The newest active workflow, else the newest of all.
@@ -267,7 +264,7 @@ fn take_up(path: &Path) -> Result<(Disk, Map, Vec<String>), StoreError> {
     // Beside a file that could not be read whole, graphs may still be wanted.
     graphs.sweep(loaded.workflows.iter().map(|state| &state.id), !loaded.warnings.is_empty());
     let entry = |state: WorkflowState| {
-        let graph = if state.is_active() { graphs.read(&state.id).map(Arc::new) } else { None };
+        let graph = state.is_active().then(|| graphs.read(&state.id));
         (state.id.clone(), Entry { state: Arc::new(state), revision: Revision(0), graph })
     };
     let map = Map { workflows: loaded.workflows.into_iter().map(entry).collect(), revision: Revision(0) };
@@ -276,13 +273,13 @@ fn take_up(path: &Path) -> Result<(Disk, Map, Vec<String>), StoreError> {
 
 impl Shared {
     /// `None` when the id is in use.
-    fn add(&self, state: WorkflowState, graph: KeptGraph) -> Option<Revision> {
+    fn add(&self, state: WorkflowState, graph: Arc<KeptGraph>) -> Option<Revision> {
         let mut map = self.map.write();
         if map.workflows.contains_key(&state.id) {
             return None;
         }
         let revision = map.next_revision();
-        let graph = state.is_active().then(|| Arc::new(graph));
+        let graph = state.is_active().then_some(graph);
         map.workflows.insert(state.id.clone(), Entry { state: Arc::new(state), revision, graph });
         Some(revision)
     }

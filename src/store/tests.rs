@@ -194,6 +194,25 @@ async fn graphs_of_workflows_that_are_not_on_record_are_removed() {
 }
 
 #[tokio::test]
+async fn a_look_that_began_before_a_graph_was_settled_does_not_undo_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, stop, writer) = open(folder.path()).await;
+    let state = workflow(1);
+    store.insert(state.clone(), &graph()).await.unwrap();
+    let looked_at: Vec<Entry> = store.shared.map.read().workflows.values().cloned().collect();
+    let settled = Graph::parse(br#"{"1": {"class_type": "A", "inputs": {"seed": 5}}}"#).unwrap();
+    store.settle_graph(&state.id, settled.clone()).await.unwrap();
+    for entry in looked_at {
+        store.shared.graphs.restore(&entry.state.id, &entry.graph.unwrap()).unwrap();
+    }
+    let settled = Source::from(Document::Graph(settled));
+    assert_eq!(store.source(&state.id).await.unwrap(), settled);
+    close((store, stop, writer)).await;
+    let (again, ..) = open(folder.path()).await;
+    assert_eq!(again.source(&state.id).await.unwrap(), settled, "on the disk");
+}
+
+#[tokio::test]
 async fn waiting_for_the_disk_ends_with_the_writer() {
     let folder = tempfile::tempdir().unwrap();
     let (store, stop, writer) = open(folder.path()).await;

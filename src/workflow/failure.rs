@@ -104,4 +104,55 @@ impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), node_type: None, detail: None }
     }
+    /// Without what a node, a refusal or another answer of ComfyUI says in its own words, where `reason` forbids to tell
+    /// that.
+    #[must_use]
+    pub fn withholding_quotes(self, reason: &str) -> Self {
+        if self.detail.is_none() && self.code != ErrorCode::ComfyuiUnreachable {
+            return self;
+        }
+        let withheld = format!("what ComfyUI said is withheld, since {reason}; its log on the box has it");
+        let begin = match self.code {
+            ErrorCode::NodeError | ErrorCode::OutOfMemory => "Node execution failed",
+            ErrorCode::InvalidWorkflow => "The workflow can't be run",
+            _ => "ComfyUI answered with an error",
+        };
+        let detail = self.detail.map(|detail| ErrorDetail {
+            exception_message: detail.exception_message.is_some().then(|| withheld.clone()),
+            traceback: Vec::new(),
+            findings: Vec::new(),
+            ..*detail
+        });
+        Self { message: format!("{begin}: {withheld}"), detail: detail.map(Box::new), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_others_said_is_withheld() {
+        let ours = Failure::new(ErrorCode::JobLost, "the box has forgotten it");
+        assert_eq!(ours.clone().withholding_quotes("x"), ours);
+        let detail = ErrorDetail {
+            node_id: Some("1".into()),
+            exception_type: Some("ValueError".into()),
+            exception_message: Some("secret".into()),
+            traceback: vec!["secret".into()],
+            findings: Vec::new(),
+        };
+        let node = Failure { detail: Some(detail.into()), ..Failure::new(ErrorCode::NodeError, "secret") };
+        let withheld = node.withholding_quotes("x");
+        assert_eq!(
+            withheld.message,
+            "Node execution failed: what ComfyUI said is withheld, since x; its log on the box has it"
+        );
+        let detail = withheld.detail.unwrap_or_default();
+        assert_eq!((detail.node_id, detail.exception_type), (Some("1".into()), Some("ValueError".into())));
+        assert!(detail.exception_message.is_some_and(|said| said.starts_with("what ComfyUI said")));
+        assert!(detail.traceback.is_empty());
+        let answer = Failure::new(ErrorCode::ComfyuiUnreachable, "GET /queue was answered with HTTP 500: secret");
+        assert!(!answer.withholding_quotes("x").message.contains("secret"));
+    }
 }

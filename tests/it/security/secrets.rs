@@ -1,8 +1,8 @@
 //! Secrets stay where they are: in key files, passphrase files and the private folder of graphs.
 
-use std::{fs, process::Command};
+use std::{fs, net::TcpListener, process::Command};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::text;
 use crate::{
@@ -69,4 +69,63 @@ async fn planted_secrets_are_in_no_log_state_answer_or_command_line() {
             assert!(!text.contains(secret), "{secret} is in {place}");
         }
     }
+}
+
+/// A node that quotes its key in an exception, once a step before it has gone on.
+fn tells_its_key() -> Value {
+    let mut graph = slow(&tag(), 2, 1);
+    let message = format!("401 for the key {API_KEY}");
+    let inputs = json!({"image": ["2", 0], "message": message, "api_key": API_KEY});
+    graph["4"] = json!({"class_type": "RigFail", "inputs": inputs});
+    graph["3"]["inputs"]["images"] = json!(["4", 0]);
+    graph
+}
+
+/// Lets the node fail when the graph that was kept is gone, and returns how the workflow ended, without secrets anywhere.
+async fn ended_without_its_graph(stage: &mut Stage, graph: &Value, restarted: bool) -> Value {
+    let hold = stage.sandbox.engine().hold_at_step("2", 1);
+    let id = stage.start(graph).await;
+    hold.reached().await;
+    if restarted {
+        stage.service.kill();
+    }
+    let graphs = stage.service.state_file().with_file_name("state.json.graphs");
+    fs::remove_file(graphs.join(format!("{id}.json"))).unwrap();
+    if restarted {
+        stage.service.launch();
+    }
+    hold.release();
+    let ended = stage.service.client().wait_for_status(&id, "failed", PATIENCE).await;
+    stage.service.terminate(PATIENCE);
+    let state = fs::read_to_string(stage.service.state_file()).unwrap();
+    for (place, text) in [("the log", stage.service.log()), ("the state", state), ("the answer", ended.to_string())] {
+        assert!(!text.contains(API_KEY), "{place}: {text}");
+    }
+    ended
+}
+
+#[tokio::test]
+async fn what_a_node_quotes_is_hidden_also_when_the_kept_graph_is_gone() {
+    let mut stage = Stage::with_settings(&[("ssh.connect_timeout_s", 300.into())]).await;
+    // Of all that is kept of graphs in memory, one that does not get to its box leaves too little for the other.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let padded = |mut graph: Value, mib: usize| {
+        graph["1"]["inputs"]["note"] = "x".repeat(mib << 20).into();
+        graph
+    };
+    let mut large = stage.request(&padded(slow(&tag(), 1, 1), 60));
+    large["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", silent.local_addr().unwrap().port()));
+    stage.service.client().accepted(&large).await;
+    let graph = padded(tells_its_key(), 5);
+    let ended = ended_without_its_graph(&mut stage, &graph, false).await;
+    assert_eq!(ended["error_message"], "Node execution failed: 401 for the key [hidden]");
+}
+
+#[tokio::test]
+async fn what_a_node_says_is_withheld_when_its_secrets_are_not_known() {
+    let mut stage = Stage::new().await;
+    let ended = ended_without_its_graph(&mut stage, &tells_its_key(), true).await;
+    let message = ended["error_message"].as_str().unwrap();
+    assert!(message.starts_with("Node execution failed: what ComfyUI said is withheld, since"), "{message}");
+    assert_eq!(ended["failed_node_id"], "4");
 }
