@@ -89,6 +89,7 @@ mod tests {
                 execute_wait: Duration::ZERO,
                 unreachable_limit: Duration::ZERO,
                 unreachable_before_submit: Duration::ZERO,
+                comfyui_start: Duration::ZERO,
                 stalled_after: Duration::ZERO,
                 resubmit_lost: false,
                 limits: Limits { max_running: 0, max_running_per_box: 0, max_waiting: 9, max_active_per_caller: None },
