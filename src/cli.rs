@@ -7,14 +7,18 @@ pub(crate) use check::{CheckArgs, check};
 use std::{
     error::Error,
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use comfy_remote::convert::{
-    Conversion, ConvertError, Finding, NodeDefinitions, Options, Severity, convert as convert_ui,
-    extract::{Workflow, extract},
+use comfy_remote::{
+    convert::{
+        Conversion, ConvertError, Finding, NodeDefinitions, Options, Severity, convert as convert_ui,
+        extract::{Workflow, extract},
+    },
+    text::{escaped, escaped_json},
 };
+use serde_json::Value;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ConvertArgs {
@@ -44,14 +48,23 @@ pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl W
                 Err(other) => return Err(about_file(&other).into()),
             };
             for finding in &findings {
-                writeln!(err, "{}: {finding}", finding.severity.as_str())?;
+                line(err, &format!("{}: {finding}", finding.severity.as_str()))?;
             }
             prompt.ok_or_else(|| format!("{} cannot be converted: {}", args.file.display(), counted(&findings)))?
         }
     };
-    serde_json::to_writer_pretty(&mut *out, &prompt)?;
-    writeln!(out)?;
+    document(out, &Value::Object(prompt))?;
     Ok(())
+}
+
+/// Writes one line, which stays one and commands no terminal, whatever others have named in it.
+fn line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    writeln!(out, "{}", escaped(text))
+}
+
+/// Writes JSON, which likewise commands no terminal.
+fn document(out: &mut impl Write, document: &Value) -> io::Result<()> {
+    writeln!(out, "{}", escaped_json(&format!("{document:#}")))
 }
 
 /// How many errors there are. Each has been told already.

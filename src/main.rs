@@ -9,6 +9,7 @@ use comfy_remote::{
     app::{self, Service},
     config::Config,
     telemetry,
+    text::escaped,
 };
 use tokio::runtime::Runtime;
 
@@ -114,5 +115,5 @@ async fn demo(args: DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
 
 #[expect(clippy::print_stderr, reason = "the one line that a person or a script waits for")]
 fn say(line: &str) {
-    eprintln!("{line}");
+    eprintln!("{}", escaped(line));
 }

@@ -10,10 +10,13 @@ use comfy_remote::{
     app,
     config::Config,
     runner::{DryRun, ExecuteRequest},
+    text::one_line,
     workflow::Severity,
 };
 use indicatif::HumanBytes;
 use serde_json::json;
+
+use super::{document, line};
 
 /// The check could not be made.
 const NOT_CHECKED: u8 = 2;
@@ -54,7 +57,7 @@ pub(crate) async fn check(args: &CheckArgs, out: &mut impl Write, err: &mut impl
                 {
                     answer.extend(plan);
                 }
-                writeln!(out, "{answer:#}")?;
+                document(out, &answer)?;
             } else {
                 tell(&args.file, &plan, out)?;
             }
@@ -62,9 +65,9 @@ pub(crate) async fn check(args: &CheckArgs, out: &mut impl Write, err: &mut impl
         }
         Err(message) => {
             if args.json {
-                writeln!(out, "{:#}", json!({"success": false, "message": message}))?;
+                document(out, &json!({"success": false, "message": message}))?;
             }
-            writeln!(err, "comfy-remote: {message}")?;
+            line(err, &format!("comfy-remote: {message}"))?;
             Ok(ExitCode::from(NOT_CHECKED))
         }
     }
@@ -79,33 +82,33 @@ async fn look(args: &CheckArgs) -> Result<DryRun, String> {
         comfyui_port: args.port,
         ..ExecuteRequest::default()
     };
-    app::check(&config, request).await.map_err(|error| error.to_string())
+    app::check(&config, request).await.map_err(|error| one_line(&error.to_string()))
 }
 
 fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {
     for warning in &plan.warnings {
-        writeln!(out, "note: {warning}")?;
+        line(out, &format!("note: {warning}"))?;
     }
     for finding in &plan.findings {
-        writeln!(out, "{}: {finding}", finding.severity.as_str())?;
+        line(out, &format!("{}: {finding}", finding.severity.as_str()))?;
     }
     for node in &plan.nodes {
         let title = node.title.as_deref().filter(|title| *title != node.node_type);
         let title = title.map(|title| format!(" ({title})")).unwrap_or_default();
-        writeln!(out, "would run: {} {}{title}", node.node_id, node.node_type)?;
+        line(out, &format!("would run: {} {}{title}", node.node_id, node.node_type))?;
     }
     for upload in &plan.uploads {
         let (local, remote, size) = (upload.local_path.display(), &upload.remote_name, HumanBytes(upload.bytes));
         let how = if upload.already_there { "is on the box already" } else { "would be uploaded" };
-        writeln!(out, "input: {local} ({size}) {how} as {remote}")?;
+        line(out, &format!("input: {local} ({size}) {how} as {remote}"))?;
     }
     for output in &plan.outputs {
-        writeln!(out, "output: of {} {} in {}", output.node_id, output.node_type, output.folder.display())?;
+        line(out, &format!("output: of {} {} in {}", output.node_id, output.node_type, output.folder.display()))?;
     }
     let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     match (plan.valid, errors) {
-        (true, _) => writeln!(out, "{file} would run: {} nodes", plan.nodes.len()),
-        (false, 1) => writeln!(out, "{file} would not run: 1 error"),
-        (false, errors) => writeln!(out, "{file} would not run: {errors} errors"),
+        (true, _) => line(out, &format!("{file} would run: {} nodes", plan.nodes.len())),
+        (false, 1) => line(out, &format!("{file} would not run: 1 error")),
+        (false, errors) => line(out, &format!("{file} would not run: {errors} errors")),
     }
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     runner::{ConvertRequest, ExecuteRequest, WorkflowGiven},
+    text::clip_to,
     workflow::Edits,
 };
 
@@ -172,7 +173,7 @@ pub(super) fn convert_request(mut body: Map<String, Value>) -> Result<(ConvertRe
 }
 
 fn unknown_fields(left: &Map<String, Value>) -> Vec<String> {
-    let brief = |name: &String| name.chars().take(80).collect::<String>();
+    let brief = |name: &String| clip_to(name, 80);
     left.keys().take(20).map(|name| format!("Unknown field ignored: {}", brief(name))).collect()
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     runner,
+    text::one_line,
     workflow::{ErrorCode, Failure, Finding, WorkflowId},
 };
 
@@ -36,9 +37,15 @@ struct Body {
 }
 
 impl ApiError {
-    /// A failure that says why.
+    /// A failure that says why, on one line: much of a message is what others have named.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), workflow_id: None, findings: Vec::new(), retry_after_s: None }
+        Self {
+            status,
+            message: one_line(&message.into()),
+            workflow_id: None,
+            findings: Vec::new(),
+            retry_after_s: None,
+        }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{finding::Finding, id::NodeId};
+use crate::text;
 
 /// The closed set of machine-readable reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +77,7 @@ pub struct ErrorDetail {
 pub struct Failure {
     /// The reason, for programs.
     pub code: ErrorCode,
-    /// The reason, for people: what failed, on which thing, what to try.
+    /// The reason, for people: what failed, on which thing, what to try. Without control characters but line breaks.
     pub message: String,
     /// Class type of the node at fault, as ComfyUI names it.
     pub node_type: Option<String>,
@@ -87,6 +88,6 @@ pub struct Failure {
 impl Failure {
     /// A failure with a code and a message only.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), node_type: None, detail: None }
+        Self { code, message: text::message(&message.into()), node_type: None, detail: None }
     }
 }
