@@ -245,17 +245,21 @@ impl Config {
         let set = [
             ("state.file", self.state.file.file_name().is_some()),
             ("ssh.known_hosts", self.ssh.known_hosts.file_name().is_some()),
-            ("defaults.comfyui_input_dir", !self.defaults.comfyui_input_dir.is_empty()),
-            ("defaults.comfyui_output_dir", !self.defaults.comfyui_output_dir.is_empty()),
             ("defaults.output_dir", !self.defaults.output_dir.is_empty()),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError(format!("configuration key {key} must be above 0")));
         }
-        match set.iter().find(|(_, is_set)| !is_set) {
-            Some((key, _)) => Err(ConfigError(format!("configuration key {key} must not be empty"))),
-            None => Ok(()),
+        if let Some((key, _)) = set.iter().find(|(_, is_set)| !is_set) {
+            return Err(ConfigError(format!("configuration key {key} must not be empty")));
         }
+        let on_the_box = [
+            ("defaults.comfyui_input_dir", &self.defaults.comfyui_input_dir),
+            ("defaults.comfyui_output_dir", &self.defaults.comfyui_output_dir),
+        ];
+        on_the_box.iter().try_for_each(|(key, folder)| {
+            runner::check_box_folder(folder).map_err(|why| ConfigError(format!("configuration key {key} {why}")))
+        })
     }
 
     /// For [`store::Store::open`].

@@ -180,13 +180,13 @@ fn check_blocking(
     let (document, workflow_format) = read_document(&request.workflow_file, &options.files)?;
     let source = source_of(document, request.edits)?;
     let input_images = check_images(&request.input_images, &options.files, gone)?;
-    for (field, folder) in
-        [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
-    {
-        if folder.as_deref().is_some_and(|folder| folder.chars().any(char::is_control)) {
-            return Err(format!("Field {field} must not contain control characters"));
-        }
-    }
+    let box_folder = |field: &str, given: Option<String>, default: &String| {
+        let folder = given.unwrap_or_else(|| default.clone());
+        check_box_folder(&folder).map_err(|why| format!("Field {field} {why}")).map(|()| folder)
+    };
+    let comfyui_input_dir = box_folder("comfyui_input_dir", request.comfyui_input_dir, &defaults.comfyui_input_dir)?;
+    let comfyui_output_dir =
+        box_folder("comfyui_output_dir", request.comfyui_output_dir, &defaults.comfyui_output_dir)?;
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
     let output_dir = prepare_output_dir(&output_dir, purpose, options)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
@@ -197,12 +197,27 @@ fn check_blocking(
         input_images,
         output_dir,
         comfyui_port: request.comfyui_port.unwrap_or(defaults.comfyui_port),
-        comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
-        comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
+        comfyui_input_dir,
+        comfyui_output_dir,
     };
     let mut admitted = Admitted::new(request, source, workflow_format, box_name);
     admitted.warnings = target.warnings().to_vec();
     Ok(admitted)
+}
+
+/// Whether a folder on a box is named so that it is the same whoever asks: from the root.
+///
+/// # Errors
+/// Says what it must be, to be read behind the name of a field or key.
+pub(crate) fn check_box_folder(folder: &str) -> Result<(), String> {
+    if folder.chars().any(char::is_control) {
+        return Err("must not contain control characters".to_owned());
+    }
+    if folder.starts_with('/') {
+        return Ok(());
+    }
+    let hint = if folder.starts_with('~') { "; ~ is not expanded there" } else { "" };
+    Err(format!("must be an absolute path on the box, such as /workspace/ComfyUI/input{hint}: {folder}"))
 }
 
 /// The connection string taken apart, and its box, if that is one which the operator allows.

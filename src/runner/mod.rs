@@ -47,6 +47,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use admission::Purpose;
+pub(crate) use admission::check_box_folder;
 pub use admission::{Defaults, ExecuteRequest};
 use allowance::Allowance;
 pub use dry_run::{

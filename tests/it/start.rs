@@ -54,6 +54,11 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
         (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING", "0")], "limits.max_running must be above 0"),
         (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING_PER_BOX", "0")], "max_running_per_box must be above 0"),
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "")], "state.file must not be empty"),
+        (
+            vec![],
+            vec![("COMFY_REMOTE_DEFAULTS__COMFYUI_INPUT_DIR", "rel")],
+            "defaults.comfyui_input_dir must be an absolute path on the box, such as /workspace/ComfyUI/input: rel",
+        ),
     ] {
         let ended = run(&arguments, &environment);
         let said = text(&ended.stderr);

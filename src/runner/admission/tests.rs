@@ -104,6 +104,26 @@ fn images_are_checked_and_same_names_must_be_same_content() {
 }
 
 #[test]
+fn folders_on_the_box_are_absolute() {
+    let mut case = case();
+    for (folder, expected) in [
+        ("input", "must be an absolute path on the box, such as /workspace/ComfyUI/input: input"),
+        (
+            "~/in",
+            "must be an absolute path on the box, such as /workspace/ComfyUI/input; ~ is not expanded there: ~/in",
+        ),
+        ("/in\n", "must not contain control characters"),
+    ] {
+        case.request.comfyui_input_dir = Some(folder.to_owned());
+        assert_eq!(case.check().unwrap_err(), format!("Field comfyui_input_dir {expected}"));
+    }
+    case.request.comfyui_input_dir = None;
+    case.request.comfyui_output_dir = Some("~/out".to_owned());
+    assert!(case.check().unwrap_err().starts_with("Field comfyui_output_dir must be an absolute path on the box"));
+    assert!(!Path::new(&case.path("new")).exists());
+}
+
+#[test]
 fn a_full_disk_is_refused() {
     let mut case = case();
     case.least = u64::MAX;
