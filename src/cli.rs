@@ -2,7 +2,7 @@
 
 mod check;
 
-pub(crate) use check::{CheckArgs, check};
+pub(crate) use check::{CheckArgs, NOT_CHECKED, check};
 
 use std::{
     error::Error,
@@ -25,9 +25,9 @@ pub(crate) struct ConvertArgs {
     /// The workflow: JSON as ComfyUI saves it, or a PNG or WebP picture that it wrote.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The box's node definitions: the answer of its GET /object_info.
+    /// The box's node definitions: the answer of its GET /object_info. Needed for a workflow in UI format.
     #[arg(long, value_name = "FILE")]
-    object_info: PathBuf,
+    object_info: Option<PathBuf>,
 }
 
 /// Converts a file: the prompt to `out`, findings to `err`, one a line.
@@ -40,8 +40,12 @@ pub(crate) fn convert(args: &ConvertArgs, out: &mut impl Write, err: &mut impl W
     let prompt = match found.workflow {
         Workflow::Api(prompt) => prompt,
         Workflow::Ui(ui) => {
-            let definitions = NodeDefinitions::parse(&read(&args.object_info)?)
-                .map_err(|error| format!("{} holds no node definitions: {error}", args.object_info.display()))?;
+            let definitions = match &args.object_info {
+                Some(file) => definitions_in(file)?,
+                None => {
+                    return Err(format!("{} is in UI format, which takes --object-info", args.file.display()).into());
+                }
+            };
             let (prompt, findings) = match convert_ui(&ui, &definitions, &now()) {
                 Ok(Conversion { prompt, findings, .. }) => (Some(prompt), findings),
                 Err(ConvertError::Refused(findings)) => (None, findings),
@@ -65,6 +69,15 @@ fn line(out: &mut impl Write, text: &str) -> io::Result<()> {
 /// Writes JSON, which likewise commands no terminal.
 fn document(out: &mut impl Write, document: &Value) -> io::Result<()> {
     writeln!(out, "{}", escaped_json(&format!("{document:#}")))
+}
+
+fn definitions_in(file: &Path) -> Result<NodeDefinitions, String> {
+    let none = |why: &str| format!("{} holds no node definitions: {why}", file.display());
+    let definitions = NodeDefinitions::parse(&read(file)?).map_err(|error| none(&error.to_string()))?;
+    if definitions.tell_nothing() {
+        return Err(none("it is not what ComfyUI answers to GET /object_info"));
+    }
+    Ok(definitions)
 }
 
 /// How many errors there are. Each has been told already.

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match cli.command {
-        Some(Command::Check(args)) => return Ok(cli::check(&args, &mut io::stdout(), &mut io::stderr()).await?),
+        Some(Command::Check(args)) => return Ok(check(&args).await),
         Some(Command::Convert(args)) => cli::convert(&args, &mut io::stdout().lock(), &mut io::stderr().lock())?,
         None => serve(cli.serve).await?,
         Some(Command::Serve(args)) => serve(args).await?,
@@ -91,6 +91,13 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Demo(args)) => demo(args).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn check(args: &cli::CheckArgs) -> ExitCode {
+    cli::check(args, &mut io::stdout(), &mut io::stderr()).await.unwrap_or_else(|error| {
+        say(&format!("comfy-remote: the result could not be written: {error}"));
+        ExitCode::from(cli::NOT_CHECKED)
+    })
 }
 
 async fn serve(args: ServeArgs) -> Result<(), Box<dyn std::error::Error>> {

@@ -6,20 +6,21 @@ use std::{
     process::ExitCode,
 };
 
+use clap::value_parser;
 use comfy_remote::{
     app,
     config::Config,
     runner::{DryRun, ExecuteRequest},
     text::one_line,
-    workflow::Severity,
+    workflow::{Edits, Severity},
 };
 use indicatif::HumanBytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{document, line};
 
 /// The check could not be made.
-const NOT_CHECKED: u8 = 2;
+pub(crate) const NOT_CHECKED: u8 = 2;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
@@ -33,8 +34,24 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'i', long = "image", value_name = "FILE")]
     images: Vec<String>,
     /// ComfyUI's port on the box, in place of [defaults] comfyui_port.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// A value to be set before the run, such as "6.text=a cat" or "Sampler.steps=30": JSON, or else text. May be given
+    /// several times.
+    #[arg(long = "parameter", value_name = "NODE.INPUT=VALUE", value_parser = parameter)]
+    parameters: Vec<(String, Value)>,
+    /// Seeds would get new values before the run.
+    #[arg(long)]
+    randomize_seeds: bool,
+    /// Where outputs would land, in place of [defaults] output_dir.
+    #[arg(long, value_name = "FOLDER")]
+    output_dir: Option<String>,
+    /// ComfyUI's input folder on the box, in place of [defaults] comfyui_input_dir.
+    #[arg(long, value_name = "FOLDER")]
+    comfyui_input_dir: Option<String>,
+    /// ComfyUI's output folder on the box, in place of [defaults] comfyui_output_dir.
+    #[arg(long, value_name = "FOLDER")]
+    comfyui_output_dir: Option<String>,
     /// Print what POST /comfyui/workflow/execute with "dry_run" answers.
     #[arg(long)]
     json: bool,
@@ -52,9 +69,7 @@ pub(crate) async fn check(args: &CheckArgs, out: &mut impl Write, err: &mut impl
         Ok(plan) => {
             if args.json {
                 let mut answer = json!({"success": true, "dry_run": true});
-                if let (Some(answer), Ok(serde_json::Value::Object(plan))) =
-                    (answer.as_object_mut(), serde_json::to_value(&plan))
-                {
+                if let (Some(answer), Ok(Value::Object(plan))) = (answer.as_object_mut(), serde_json::to_value(&plan)) {
                     answer.extend(plan);
                 }
                 document(out, &answer)?;
@@ -80,9 +95,20 @@ async fn look(args: &CheckArgs) -> Result<DryRun, String> {
         workflow_file: args.file.clone(),
         input_images: args.images.clone(),
         comfyui_port: args.port,
+        output_dir: args.output_dir.clone(),
+        comfyui_input_dir: args.comfyui_input_dir.clone(),
+        comfyui_output_dir: args.comfyui_output_dir.clone(),
+        edits: Edits { parameters: args.parameters.iter().cloned().collect(), randomize_seeds: args.randomize_seeds },
         ..ExecuteRequest::default()
     };
     app::check(&config, request).await.map_err(|error| one_line(&error.to_string()))
+}
+
+/// The value as JSON, or else as the text that it is.
+fn parameter(given: &str) -> Result<(String, Value), String> {
+    let (name, value) = given.split_once('=').ok_or("it has no = between name and value")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((name.to_owned(), value))
 }
 
 fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {

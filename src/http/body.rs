@@ -169,6 +169,9 @@ pub(super) fn convert_request(mut body: Map<String, Value>) -> Result<(ConvertRe
         comfyui_port: fields.port("comfyui_port")?,
         object_info_file: fields.text("object_info_file")?,
     };
+    if request.ssh_connection.is_some() && request.object_info_file.is_some() {
+        return Err(ApiError::bad_request("Give either ssh_connection or object_info_file, not both"));
+    }
     Ok((request, unknown_fields(&body)))
 }
 

@@ -344,8 +344,11 @@ async fn convert_with_file(
     let work = move || {
         let Document::Ui(document) = document else { return Err("is converted already".to_owned()) };
         let content = read_bounded(&path, "Node definitions", "object_info_file", &rules)?;
-        let definitions = NodeDefinitions::parse(&content)
-            .map_err(|error| format!("Field object_info_file: {path} holds no node definitions: {}", why(&error)))?;
+        let none = |why: &str| format!("Field object_info_file: {path} holds no node definitions: {why}");
+        let definitions = NodeDefinitions::parse(&content).map_err(|error| none(&why(&error)))?;
+        if definitions.tell_nothing() {
+            return Err(none("it is not what ComfyUI answers to GET /object_info"));
+        }
         Ok(conversion::convert(&document, &definitions, &prepared))
     };
     let refused = |error: ConvertError| {

@@ -64,6 +64,11 @@ impl NodeDefinitions {
         self.classes.is_empty()
     }
 
+    /// Whether no class has an input or output, as when it is no answer of `/object_info` that was read.
+    pub fn tell_nothing(&self) -> bool {
+        self.classes.values().all(|class| class.inputs.is_empty() && class.outputs.is_empty())
+    }
+
     /// How much there is to remember of it: inputs and choices, and texts by their length.
     pub fn weight(&self) -> usize {
         self.classes.values().flat_map(|class| &class.inputs).map(InputDefinition::weight).sum()

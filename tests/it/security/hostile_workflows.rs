@@ -59,7 +59,7 @@ async fn what_nodes_and_files_are_called_commands_no_terminal_and_begins_no_line
 async fn a_conversion_that_is_refused_says_so_without_control_characters() {
     let stage = Stage::new().await;
     let definitions = stage.service.folder().join("object_info.json");
-    fs::write(&definitions, r#"{"Fine": {"input": {}, "output": []}}"#).unwrap();
+    fs::write(&definitions, r#"{"Fine": {"input": {}, "output": ["IMAGE"]}}"#).unwrap();
     let node =
         |id: u64, class: &str| json!({"id": id, "type": class, "title": EVIL, "inputs": [{"name": EVIL, "type": "*"}]});
     let given = text(&definitions);
