@@ -95,11 +95,15 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::LineFull(_) => Self::too_many(error.to_string(), ROOM_AFTER_S),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
-            runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
+            runner::ExecuteError::NotRecorded(ref cause) | runner::ExecuteError::NotKept { ref cause, .. }
+                if cause.may_pass() =>
+            {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             runner::ExecuteError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-            runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Internal => Self::internal(error.to_string()),
+            runner::ExecuteError::NotRecorded(_)
+            | runner::ExecuteError::NotKept { .. }
+            | runner::ExecuteError::Internal => Self::internal(error.to_string()),
         }
     }
 }

@@ -128,7 +128,10 @@ impl Graphs {
 
     async fn content(&self, id: &WorkflowId) -> Result<Vec<u8>, StoreError> {
         let read = tokio::fs::read(self.path(id)).await;
-        read.map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => unreadable(id, "somebody has removed it".to_owned(), false),
+            _ => unreadable(id, error.to_string(), true),
+        })
     }
 
     /// Reads a file to keep its content, or its digest; `None` when it can't be read. Blocks.
