@@ -7,7 +7,7 @@ use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration}
 use clap::{Parser, Subcommand};
 use comfy_remote::{
     app::{self, Service},
-    config::Config,
+    config::{self, Config},
     telemetry,
     text::escaped,
 };
@@ -44,7 +44,7 @@ struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
     /// Where to listen, in place of [server] bind.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = config::socket_address)]
     bind: Option<SocketAddr>,
 }
 
@@ -58,7 +58,7 @@ struct DemoArgs {
     #[arg(long, value_name = "FOLDER", default_value = "comfy-remote-demo")]
     output: PathBuf,
     /// Where to listen.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = config::socket_address)]
     bind: SocketAddr,
 }
 

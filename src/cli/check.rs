@@ -118,6 +118,12 @@ fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {
     for finding in &plan.findings {
         line(out, &format!("{}: {finding}", finding.severity.as_str()))?;
     }
+    let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    match errors {
+        0 => {}
+        1 => return line(out, &format!("{file} would not run: 1 error")),
+        errors => return line(out, &format!("{file} would not run: {errors} errors")),
+    }
     for node in &plan.nodes {
         let title = node.title.as_deref().filter(|title| *title != node.node_type);
         let title = title.map(|title| format!(" ({title})")).unwrap_or_default();
@@ -131,10 +137,5 @@ fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {
     for output in &plan.outputs {
         line(out, &format!("output: of {} {} in {}", output.node_id, output.node_type, output.folder.display()))?;
     }
-    let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    match (plan.valid, errors) {
-        (true, _) => line(out, &format!("{file} would run: {} nodes", plan.nodes.len())),
-        (false, 1) => line(out, &format!("{file} would not run: 1 error")),
-        (false, errors) => line(out, &format!("{file} would not run: {errors} errors")),
-    }
+    line(out, &format!("{file} would run: {} nodes", plan.nodes.len()))
 }

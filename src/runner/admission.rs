@@ -257,7 +257,7 @@ pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), 
     };
     let found = match extract(content) {
         Ok(found) => found,
-        Err(ExtractError::Empty | ExtractError::NotJson(_) | ExtractError::NoWorkflow) => return Err(plain.to_string()),
+        Err(ExtractError::NoWorkflow) => return Err(plain.to_string()),
         Err(error) => return Err(error.to_string()),
     };
     let document = match found.workflow {

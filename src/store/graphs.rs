@@ -188,7 +188,7 @@ impl Graphs {
         let mut file = tempfile::Builder::new()
             .prefix(TEMPORARY_PREFIX)
             .tempfile_in(&self.folder)
-            .map_err(StoreError::io("create a file in", &self.folder))?;
+            .map_err(StoreError::no_file(&self.folder))?;
         file.write_all(content)
             .and_then(|()| file.as_file().sync_all())
             .map_err(StoreError::io("write a file in", &self.folder))?;

@@ -251,7 +251,10 @@ impl Node {
         };
         let class_type = match fields.get("class_type") {
             Some(Value::String(class)) => class.clone(),
-            _ => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
+            Some(_) => {
+                return Err(GraphError::NotAGraph(format!("the class_type of node {} is not a text", brief(id))));
+            }
+            None => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
         };
         match fields.get("inputs") {
             None | Some(Value::Object(_)) => Ok(Self { class_type, fields }),
@@ -347,6 +350,8 @@ mod tests {
         assert_eq!(refusal("{}"), "is not a workflow graph: it has no nodes");
         assert_eq!(refusal(r#"{"a": 1}"#), "is not a workflow graph: \"a\" is not a node");
         assert_eq!(refusal(r#"{"1": {"inputs": {}}}"#), "is not a workflow graph: node 1 has no class_type");
+        let odd = refusal(r#"{"1": {"class_type": 5}}"#);
+        assert_eq!(odd, "is not a workflow graph: the class_type of node 1 is not a text");
         assert_eq!(
             refusal(r#"{"1": {"class_type": "A", "inputs": []}}"#),
             "is not a workflow graph: the inputs of node 1 are not an object"

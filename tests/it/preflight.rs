@@ -287,10 +287,15 @@ async fn a_workflow_is_converted_over_http_for_a_box_or_with_a_file() {
         (json!({"workflow": saved("fixed"), "ssh_connection": "ssh -p 1 root@127.0.0.1"}), StatusCode::BAD_GATEWAY),
         (json!({"workflow": saved("fixed"), "object_info_file": pin}), StatusCode::BAD_REQUEST),
         (json!({"workflow": saved("fixed"), "object_info_file": by_file["workflow_file"]}), StatusCode::BAD_REQUEST),
+        (
+            json!({"workflow": {"nodes": [{"id": 1}], "links": []}, "object_info_file": by_file["object_info_file"]}),
+            StatusCode::BAD_REQUEST,
+        ),
         (json!({"workflow": graph, "object_info_file": pin, "ssh_connection": connection}), StatusCode::BAD_REQUEST),
     ] {
         let (answered, answer) = convert(body).await;
-        assert!(!answer["message"].as_str().unwrap().contains("271828"), "{answer}");
+        let said = answer["message"].as_str().unwrap();
+        assert!(!said.contains("271828") && !said.contains("it has no nodes"), "{answer}");
         assert_eq!((answered, &answer["success"]), (status, &json!(false)), "{answer}");
     }
 }
@@ -370,4 +375,20 @@ async fn mute_boxes_keep_no_conversion_waiting() {
     let (status, converted) = converted.unwrap();
     assert_eq!((status, &converted["prompt"]), (StatusCode::OK, &graph()), "{converted}");
     assert!(looks.try_join_next().is_none());
+}
+
+#[tokio::test]
+async fn a_dry_run_that_gives_up_a_mute_box_says_where_it_stood() {
+    let stage = Stage::new().await;
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap();
+    let mut request = dry(&stage, &graph());
+    request["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", address.port()));
+    request["input_images"] = json!([]);
+    let (status, answer) = stage.service.client().execute(&request).await;
+    let expected = format!(
+        "the box could not be reached within 15 s: root@{address} has not let us in; is the instance running, and is the \
+         port right?"
+    );
+    assert_eq!((status, &answer["message"]), (StatusCode::BAD_GATEWAY, &json!(expected)));
 }

@@ -73,7 +73,8 @@ fn each_refusal_names_its_file_and_leaves_no_trace() {
     let mut case = case();
     for (content, expected) in [
         (Some(""), "Workflow file {} is empty"),
-        (Some("x"), "Workflow file {} is not JSON: "),
+        (Some("{x"), "Workflow file {} is not JSON: "),
+        (Some("x"), "Workflow file {} is neither JSON nor a PNG or WebP picture"),
         (Some("[]"), "Workflow file {} is not a workflow graph: "),
         (None, "Workflow file not found: {}"),
     ] {
