@@ -118,11 +118,10 @@ fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {
     for finding in &plan.findings {
         line(out, &format!("{}: {finding}", finding.severity.as_str()))?;
     }
-    let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    match errors {
-        0 => {}
-        1 => return line(out, &format!("{file} would not run: 1 error")),
-        errors => return line(out, &format!("{file} would not run: {errors} errors")),
+    if !plan.valid {
+        let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+        let s = if errors == 1 { "" } else { "s" };
+        return line(out, &format!("{file} would not run: {errors} error{s}"));
     }
     for node in &plan.nodes {
         let title = node.title.as_deref().filter(|title| *title != node.node_type);
