@@ -110,6 +110,9 @@ impl Admitted {
 /// Requests that are checked at once: each may have gigabytes of inputs to read.
 static CHECKS: Semaphore = Semaphore::const_new(8);
 
+/// As many missing images are named in a message.
+const NAMED_MISSING: usize = 10;
+
 /// What becomes of a request that passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -282,12 +285,21 @@ fn source_of(document: Document, edits: Edits) -> Result<Source, String> {
     Ok(Source { document, edits })
 }
 
-/// The images as absolute paths, each once.
+/// The images as absolute paths, each once. Those that are missing are told together.
 fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -> Result<Vec<PathBuf>, String> {
+    let mut seen = HashSet::new();
+    let given: Vec<&String> = given.iter().filter(|image| seen.insert(*image)).collect();
+    let missing: Vec<&str> =
+        given.iter().map(|image| image.as_str()).filter(|image| is_missing(image, rules)).collect();
+    if !missing.is_empty() {
+        let named = missing.iter().copied().take(NAMED_MISSING).collect::<Vec<_>>().join(", ");
+        let more = missing.len().saturating_sub(NAMED_MISSING);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        return Err(format!("Input image not found: {named}{more}"));
+    }
     let mut images: Vec<PathBuf> = Vec::new();
     let mut contents: HashMap<String, (&String, [u8; 32])> = HashMap::new();
-    let mut seen = HashSet::new();
-    for image in given.iter().filter(|image| seen.insert(*image)) {
+    for image in given {
         if gone.is_cancelled() {
             return Err("The caller has hung up".to_owned());
         }
@@ -314,6 +326,10 @@ fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -
         images.push(path);
     }
     Ok(images)
+}
+
+fn is_missing(image: &str, rules: &FileRules) -> bool {
+    open_regular(&absolute(image), &rules.read_roots).is_err_and(|error| error.is_not_found())
 }
 
 /// Makes the folder if it is missing, and finds out by doing whether files can be made in it.

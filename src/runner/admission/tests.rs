@@ -98,6 +98,14 @@ fn images_are_checked_and_same_names_must_be_same_content() {
     let mut case = case();
     case.request.input_images = vec![case.path("a.png"), case.path("gone.png")];
     assert_eq!(case.check().unwrap_err(), format!("Input image not found: {}", case.path("gone.png")));
+    case.request
+        .input_images
+        .extend(["none.png", "gone.png"].map(|name| format!("{}/{name}", case.folder.path().display())));
+    let both = format!("Input image not found: {}, {}", case.path("gone.png"), case.path("none.png"));
+    assert_eq!(case.check().unwrap_err(), both);
+    let more: Vec<String> = (0..10).map(|n| case.path(&format!("none{n}.png"))).collect();
+    case.request.input_images.extend(more);
+    assert!(case.check().unwrap_err().ends_with("none7.png and 2 more"));
     case.request.input_images = vec![case.path("a.png"), case.path("other/a.png")];
     assert!(case.check().unwrap_err().starts_with("Two input images are named a.png but differ: "));
     case.request.input_images = vec![case.path("b.png"), case.path("other/b.png"), case.path("b.png")];
