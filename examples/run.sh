@@ -19,6 +19,13 @@ workflow_file=$2
 shift 2
 api=${BASE_URL:-http://localhost:5000}/comfyui/workflow
 
+case ${COMFYUI_PORT:-} in
+  *[!0-9]*)
+    echo "COMFYUI_PORT is not a number: $COMFYUI_PORT" >&2
+    exit 2
+    ;;
+esac
+
 # The service resolves paths from its own folder, not from this one. It expands a leading ~ itself.
 absolute() {
   case $1 in

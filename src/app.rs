@@ -65,6 +65,7 @@ pub enum CheckError {
 /// # Errors
 /// Says in one sentence why that can't be found out.
 pub async fn check(config: &Config, request: ExecuteRequest) -> Result<DryRun, CheckError> {
+    config.check().map_err(StartError::from)?;
     let roots = config.file_roots().map_err(StartError::from)?;
     let pool = Pool::new(config.ssh(&roots)).map_err(StartError::from)?;
     let checked = runner::dry_run(request, &config.runner(&roots), &pool).await;

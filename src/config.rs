@@ -4,9 +4,11 @@
 //! carries it inside. On top come the user's file and environment variables `COMFY_REMOTE_<SECTION>__<KEY>`.
 //! An unknown key or a bad value is an error in one sentence, before anything else happens.
 
+mod mistakes;
 mod tokens;
 
 use std::{
+    fs, io,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
@@ -18,10 +20,11 @@ use figment::{
     providers::{Env, Format, Toml},
 };
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use thiserror::Error;
 
 use crate::{files::Roots, home::expand_home, http, runner, ssh, store};
+use mistakes::sentence;
 
 /// The defaults, which also document every key.
 pub const DEFAULTS: &str = include_str!("../config.toml");
@@ -51,6 +54,7 @@ pub struct Config {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "config.toml documents the keys")]
 pub struct Server {
+    #[serde(deserialize_with = "from_text")]
     pub bind: SocketAddr,
     pub host_names: Vec<http::HostName>,
     pub cors_origins: Vec<http::AllowedOrigin>,
@@ -201,19 +205,14 @@ impl Config {
     /// Names the first unknown key or bad value and where it stands.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(LOCAL_FILE));
-        if file.is_some() && path.is_dir() {
-            return Err(ConfigError(format!("configuration file is a directory: {}", path.display())));
-        }
-        if file.is_some() && !path.is_file() {
-            return Err(ConfigError(format!("configuration file not found: {}", path.display())));
-        }
-        let mut figment = Figment::from(Toml::string(DEFAULTS));
-        if path.is_file() {
-            figment = figment.merge(Toml::file_exact(path));
-        }
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(_) if file.is_none() && !path.is_file() => String::new(),
+            Err(error) => return Err(unreadable(path, &error)),
+        };
         let environment = Env::prefixed(ENV_PREFIX).ignore(&[tokens::VARIABLE]).split("__");
-        figment = tokens::from_environment(figment.merge(environment));
-        figment.extract().map_err(|error| ConfigError(sentence(error)))
+        let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(&text)).merge(environment);
+        tokens::from_environment(figment).extract().map_err(|error| ConfigError(sentence(error, path)))
     }
 
     /// The defaults alone.
@@ -221,7 +220,9 @@ impl Config {
     /// # Errors
     /// Never, as long as the shipped file is sound; a test sees to that.
     pub fn defaults() -> Result<Self, ConfigError> {
-        Figment::from(Toml::string(DEFAULTS)).extract().map_err(|error| ConfigError(sentence(error)))
+        Figment::from(Toml::string(DEFAULTS))
+            .extract()
+            .map_err(|error| ConfigError(sentence(error, Path::new(LOCAL_FILE))))
     }
 
     /// Whether the values go together. The start asks, after whatever the command line has changed.
@@ -246,17 +247,21 @@ impl Config {
         let set = [
             ("state.file", self.state.file.file_name().is_some()),
             ("ssh.known_hosts", self.ssh.known_hosts.file_name().is_some()),
-            ("defaults.comfyui_input_dir", !self.defaults.comfyui_input_dir.is_empty()),
-            ("defaults.comfyui_output_dir", !self.defaults.comfyui_output_dir.is_empty()),
             ("defaults.output_dir", !self.defaults.output_dir.is_empty()),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError(format!("configuration key {key} must be above 0")));
         }
-        match set.iter().find(|(_, is_set)| !is_set) {
-            Some((key, _)) => Err(ConfigError(format!("configuration key {key} must not be empty"))),
-            None => Ok(()),
+        if let Some((key, _)) = set.iter().find(|(_, is_set)| !is_set) {
+            return Err(ConfigError(format!("configuration key {key} must not be empty")));
         }
+        let on_the_box = [
+            ("defaults.comfyui_input_dir", &self.defaults.comfyui_input_dir),
+            ("defaults.comfyui_output_dir", &self.defaults.comfyui_output_dir),
+        ];
+        on_the_box.iter().try_for_each(|(key, folder)| {
+            runner::check_box_folder(folder).map_err(|why| ConfigError(format!("configuration key {key} {why}")))
+        })
     }
 
     /// For [`store::Store::open`].
@@ -376,25 +381,26 @@ impl Config {
     }
 }
 
-/// The first of figment's errors as `configuration key server.bind: … (in config.toml)`.
-fn sentence(error: figment::Error) -> String {
-    let Some(first) = error.into_iter().next() else {
-        return "the configuration can't be read".into();
-    };
-    let source = first.metadata.as_ref().map(|metadata| match &metadata.source {
-        Some(source) => format!(" (in {source})"),
-        None => format!(" (from {ENV_PREFIX}{})", first.path.join("__").to_uppercase()),
-    });
-    let key = match first.path.as_slice() {
-        [] => "configuration".to_owned(),
-        path => format!("configuration key {}", path.join(".")),
-    };
-    let kind = match first.path.last() {
-        // Not repeated: figment would show the value.
-        Some(key) if key == tokens::KEY => "must be a text in quotes".to_owned(),
-        _ => first.kind.to_string().trim().replace('\n', " "),
-    };
-    format!("{key}: {kind}{}", source.unwrap_or_default())
+/// An address to listen on, as in `127.0.0.1:5000`.
+///
+/// # Errors
+/// Says how to write it.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let hint = "write an IP address and a port, such as 127.0.0.1:5000 or [::1]:5000";
+    text.parse().map_err(|error| format!("{error}; {hint}"))
+}
+
+fn from_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    socket_address(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
+    let shown = path.display();
+    ConfigError(match error.kind() {
+        io::ErrorKind::NotFound => format!("configuration file not found: {shown}"),
+        _ if path.is_dir() => format!("configuration file is a directory: {shown}"),
+        _ => format!("configuration file cannot be read: {shown}: {error}"),
+    })
 }
 
 #[cfg(test)]
@@ -413,7 +419,7 @@ mod tests {
 
     fn load(text: &str) -> Result<Config, String> {
         let figment = Figment::from(Toml::string(DEFAULTS)).merge(Toml::string(text));
-        figment.extract().map_err(sentence)
+        figment.extract().map_err(|error| sentence(error, Path::new("my.toml")))
     }
 
     #[test]
@@ -449,7 +455,11 @@ mod tests {
         for (text, expected) in [
             ("[server]\nprot = 1", "configuration key server.prot: unknown field"),
             ("[serv]\nx = 1", "configuration key serv: unknown field"),
-            ("[server]\nbind = \"nowhere\"", "configuration key server.bind: "),
+            (
+                "[server]\nbind = \"nowhere\"",
+                "configuration key server.bind: invalid socket address syntax; write an IP",
+            ),
+            ("[server\n", "configuration: TOML parse error at line 1, column 8: "),
             ("[server]\ncors_origins = [\"localhost\"]", "configuration key server.cors_origins.0: "),
             ("[ssh]\nhost_keys = \"maybe\"", "configuration key ssh.host_keys: unknown variant"),
             ("[ssh]\nconnect_timeout_s = \"soon\"", "configuration key ssh.connect_timeout_s: invalid type"),
@@ -457,7 +467,7 @@ mod tests {
         ] {
             let message = load(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
-            assert!(!message.contains('\n'), "{message}");
+            assert!(!message.contains(['\n', '|', '^']) && message.ends_with(" (in my.toml)"), "{message}");
         }
     }
 }

@@ -45,5 +45,5 @@ pub mod sandbox;
 pub mod ssh;
 pub mod store;
 pub mod telemetry;
-mod text;
+pub mod text;
 pub mod workflow;

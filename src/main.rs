@@ -7,8 +7,9 @@ use std::{io, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration}
 use clap::{Parser, Subcommand};
 use comfy_remote::{
     app::{self, Service},
-    config::Config,
+    config::{self, Config},
     telemetry,
+    text::escaped,
 };
 use tokio::runtime::Runtime;
 
@@ -43,7 +44,7 @@ struct ServeArgs {
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
     /// Where to listen, in place of [server] bind.
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = config::socket_address)]
     bind: Option<SocketAddr>,
 }
 
@@ -57,7 +58,7 @@ struct DemoArgs {
     #[arg(long, value_name = "FOLDER", default_value = "comfy-remote-demo")]
     output: PathBuf,
     /// Where to listen.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", value_parser = config::socket_address)]
     bind: SocketAddr,
 }
 
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
     match cli.command {
-        Some(Command::Check(args)) => return Ok(cli::check(&args, &mut io::stdout(), &mut io::stderr()).await?),
+        Some(Command::Check(args)) => return Ok(check(&args).await),
         Some(Command::Convert(args)) => cli::convert(&args, &mut io::stdout().lock(), &mut io::stderr().lock())?,
         None => serve(cli.serve).await?,
         Some(Command::Serve(args)) => serve(args).await?,
@@ -90,6 +91,13 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(Command::Demo(args)) => demo(args).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn check(args: &cli::CheckArgs) -> ExitCode {
+    cli::check(args, &mut io::stdout(), &mut io::stderr()).await.unwrap_or_else(|error| {
+        say(&format!("comfy-remote: the result could not be written: {error}"));
+        ExitCode::from(cli::NOT_CHECKED)
+    })
 }
 
 async fn serve(args: ServeArgs) -> Result<(), Box<dyn std::error::Error>> {
@@ -114,5 +122,5 @@ async fn demo(args: DemoArgs) -> Result<(), Box<dyn std::error::Error>> {
 
 #[expect(clippy::print_stderr, reason = "the one line that a person or a script waits for")]
 fn say(line: &str) {
-    eprintln!("{line}");
+    eprintln!("{}", escaped(line));
 }

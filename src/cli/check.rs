@@ -6,17 +6,21 @@ use std::{
     process::ExitCode,
 };
 
+use clap::value_parser;
 use comfy_remote::{
     app,
     config::Config,
     runner::{DryRun, ExecuteRequest},
-    workflow::Severity,
+    text::one_line,
+    workflow::{Edits, Severity},
 };
 use indicatif::HumanBytes;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::{document, line};
 
 /// The check could not be made.
-const NOT_CHECKED: u8 = 2;
+pub(crate) const NOT_CHECKED: u8 = 2;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
@@ -30,8 +34,24 @@ pub(crate) struct CheckArgs {
     #[arg(short = 'i', long = "image", value_name = "FILE")]
     images: Vec<String>,
     /// ComfyUI's port on the box, in place of [defaults] comfyui_port.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// A value to be set before the run, such as "6.text=a cat" or "Sampler.steps=30": JSON, or else text. May be given
+    /// several times.
+    #[arg(long = "parameter", value_name = "NODE.INPUT=VALUE", value_parser = parameter)]
+    parameters: Vec<(String, Value)>,
+    /// Seeds would get new values before the run.
+    #[arg(long)]
+    randomize_seeds: bool,
+    /// Where outputs would land, in place of [defaults] output_dir.
+    #[arg(long, value_name = "FOLDER")]
+    output_dir: Option<String>,
+    /// ComfyUI's input folder on the box, in place of [defaults] comfyui_input_dir.
+    #[arg(long, value_name = "FOLDER")]
+    comfyui_input_dir: Option<String>,
+    /// ComfyUI's output folder on the box, in place of [defaults] comfyui_output_dir.
+    #[arg(long, value_name = "FOLDER")]
+    comfyui_output_dir: Option<String>,
     /// Print what POST /comfyui/workflow/execute with "dry_run" answers.
     #[arg(long)]
     json: bool,
@@ -49,12 +69,10 @@ pub(crate) async fn check(args: &CheckArgs, out: &mut impl Write, err: &mut impl
         Ok(plan) => {
             if args.json {
                 let mut answer = json!({"success": true, "dry_run": true});
-                if let (Some(answer), Ok(serde_json::Value::Object(plan))) =
-                    (answer.as_object_mut(), serde_json::to_value(&plan))
-                {
+                if let (Some(answer), Ok(Value::Object(plan))) = (answer.as_object_mut(), serde_json::to_value(&plan)) {
                     answer.extend(plan);
                 }
-                writeln!(out, "{answer:#}")?;
+                document(out, &answer)?;
             } else {
                 tell(&args.file, &plan, out)?;
             }
@@ -62,9 +80,9 @@ pub(crate) async fn check(args: &CheckArgs, out: &mut impl Write, err: &mut impl
         }
         Err(message) => {
             if args.json {
-                writeln!(out, "{:#}", json!({"success": false, "message": message}))?;
+                document(out, &json!({"success": false, "message": message}))?;
             }
-            writeln!(err, "comfy-remote: {message}")?;
+            line(err, &format!("comfy-remote: {message}"))?;
             Ok(ExitCode::from(NOT_CHECKED))
         }
     }
@@ -77,35 +95,46 @@ async fn look(args: &CheckArgs) -> Result<DryRun, String> {
         workflow_file: args.file.clone(),
         input_images: args.images.clone(),
         comfyui_port: args.port,
+        output_dir: args.output_dir.clone(),
+        comfyui_input_dir: args.comfyui_input_dir.clone(),
+        comfyui_output_dir: args.comfyui_output_dir.clone(),
+        edits: Edits { parameters: args.parameters.iter().cloned().collect(), randomize_seeds: args.randomize_seeds },
         ..ExecuteRequest::default()
     };
-    app::check(&config, request).await.map_err(|error| error.to_string())
+    app::check(&config, request).await.map_err(|error| one_line(&error.to_string()))
+}
+
+/// The value as JSON, or else as the text that it is.
+fn parameter(given: &str) -> Result<(String, Value), String> {
+    let (name, value) = given.split_once('=').ok_or("it has no = between name and value")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((name.to_owned(), value))
 }
 
 fn tell(file: &str, plan: &DryRun, out: &mut impl Write) -> io::Result<()> {
     for warning in &plan.warnings {
-        writeln!(out, "note: {warning}")?;
+        line(out, &format!("note: {warning}"))?;
     }
     for finding in &plan.findings {
-        writeln!(out, "{}: {finding}", finding.severity.as_str())?;
+        line(out, &format!("{}: {finding}", finding.severity.as_str()))?;
+    }
+    if !plan.valid {
+        let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+        let s = if errors == 1 { "" } else { "s" };
+        return line(out, &format!("{file} would not run: {errors} error{s}"));
     }
     for node in &plan.nodes {
         let title = node.title.as_deref().filter(|title| *title != node.node_type);
         let title = title.map(|title| format!(" ({title})")).unwrap_or_default();
-        writeln!(out, "would run: {} {}{title}", node.node_id, node.node_type)?;
+        line(out, &format!("would run: {} {}{title}", node.node_id, node.node_type))?;
     }
     for upload in &plan.uploads {
         let (local, remote, size) = (upload.local_path.display(), &upload.remote_name, HumanBytes(upload.bytes));
         let how = if upload.already_there { "is on the box already" } else { "would be uploaded" };
-        writeln!(out, "input: {local} ({size}) {how} as {remote}")?;
+        line(out, &format!("input: {local} ({size}) {how} as {remote}"))?;
     }
     for output in &plan.outputs {
-        writeln!(out, "output: of {} {} in {}", output.node_id, output.node_type, output.folder.display())?;
+        line(out, &format!("output: of {} {} in {}", output.node_id, output.node_type, output.folder.display()))?;
     }
-    let errors = plan.findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    match (plan.valid, errors) {
-        (true, _) => writeln!(out, "{file} would run: {} nodes", plan.nodes.len()),
-        (false, 1) => writeln!(out, "{file} would not run: 1 error"),
-        (false, errors) => writeln!(out, "{file} would not run: {errors} errors"),
-    }
+    line(out, &format!("{file} would run: {} nodes", plan.nodes.len()))
 }

@@ -43,6 +43,9 @@ pub(super) fn emit(links: &Links<'_>, options: &Options, room: &mut Room) -> Res
     Ok(Conversion { prompt, seeds, findings })
 }
 
+/// What a file names as the pack of nodes that come with ComfyUI.
+const COMFYUI_ITSELF: &str = "comfy-core";
+
 /// Inputs that get a new value with each run, by what holds the value and its control: those of one holder get the same.
 type Seeds = IndexMap<(usize, usize, usize), Seed>;
 
@@ -340,8 +343,16 @@ impl Emitter<'_> {
         } else {
             let message = format!("the class {} is not among the node definitions", node.class);
             let pack = ["cnr_id", "aux_id"].into_iter().find_map(|key| node.properties.get(key)?.as_str());
-            let pack = pack.map(|pack| format!(" {}", clip_to(pack, 80))).unwrap_or_default();
-            (message, format!("install the pack{pack} that brings it, or mute the node in ComfyUI and save again"))
+            let remedy = match pack {
+                Some(COMFYUI_ITSELF) => {
+                    "update ComfyUI on the box, which it comes with (if it is an API node, start ComfyUI without \
+                     --disable-api-nodes)"
+                        .to_owned()
+                }
+                Some(pack) => format!("install the pack {} that brings it", clip_to(pack, 80)),
+                None => "install the pack that brings it".to_owned(),
+            };
+            (message, format!("{remedy}, or mute the node in ComfyUI and save again"))
         };
         self.report(instance, node, Code::MissingNodeType, None, message, &hint);
         None

@@ -56,16 +56,14 @@ pub(super) fn into_subgraphs(
 }
 
 fn refusal(node: &Node, class: &str) -> ConvertError {
-    ConvertError::Refused(vec![Finding {
-        severity: Severity::Error,
-        code: Code::UnsupportedNode,
+    let message = format!("is a group node with a {class} in it, which is not supported");
+    let finding = Finding {
         node_id: node.id.clone(),
         node_type: node.class.clone(),
         title: node.title.clone().unwrap_or_else(|| node.class.clone()),
-        input: None,
-        message: format!("is a group node with a {class} in it, which is not supported"),
-        hint: "convert the group to a subgraph in ComfyUI and save again".to_owned(),
-    }])
+        ..Finding::of_all(Severity::Error, Code::UnsupportedNode, message)
+    };
+    ConvertError::Refused(vec![finding.with_hint("convert the group to a subgraph in ComfyUI and save again")])
 }
 
 /// What a file tells about a group.

@@ -61,14 +61,10 @@ impl Node {
     /// Something about this node, whose surrounding subgraphs have the ids in `path`.
     pub(super) fn finding(&self, severity: Severity, code: Code, path: &str, message: impl Into<String>) -> Finding {
         Finding {
-            severity,
-            code,
             node_id: format!("{path}{}", self.id),
             node_type: self.class.clone(),
             title: self.title.clone(),
-            input: None,
-            message: message.into(),
-            hint: String::new(),
+            ..Finding::of_all(severity, code, message)
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     runner::{ConvertRequest, ExecuteRequest, WorkflowGiven},
+    text::clip_to,
     workflow::Edits,
 };
 
@@ -168,11 +169,14 @@ pub(super) fn convert_request(mut body: Map<String, Value>) -> Result<(ConvertRe
         comfyui_port: fields.port("comfyui_port")?,
         object_info_file: fields.text("object_info_file")?,
     };
+    if request.ssh_connection.is_some() && request.object_info_file.is_some() {
+        return Err(ApiError::bad_request("Give either ssh_connection or object_info_file, not both"));
+    }
     Ok((request, unknown_fields(&body)))
 }
 
 fn unknown_fields(left: &Map<String, Value>) -> Vec<String> {
-    let brief = |name: &String| name.chars().take(80).collect::<String>();
+    let brief = |name: &String| clip_to(name, 80);
     left.keys().take(20).map(|name| format!("Unknown field ignored: {}", brief(name))).collect()
 }
 

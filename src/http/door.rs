@@ -137,10 +137,18 @@ fn foreign_host(host: &str) -> ApiError {
 }
 
 fn foreign_page(origin: &str) -> ApiError {
-    let message = format!(
-        "Requests from the web page {} are refused; if it is yours, add it to [server] cors_origins",
-        quoted(origin)
-    );
+    let message = match origin {
+        // Of a file, a sandboxed frame, or whoever else does not say: that nobody can allow.
+        "null" => {
+            "Requests from web pages without an address of their own (Origin: null), such as files, are refused; \
+                   serve the page over HTTP, from an origin of [server] cors_origins"
+                .to_owned()
+        }
+        _ => {
+            let page = quoted(origin);
+            format!("Requests from the web page {page} are refused; if it is yours, add it to [server] cors_origins")
+        }
+    };
     ApiError::new(StatusCode::FORBIDDEN, message)
 }
 

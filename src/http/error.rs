@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     runner,
+    text::one_line,
     workflow::{ErrorCode, Failure, Finding, WorkflowId},
 };
 
@@ -36,9 +37,15 @@ struct Body {
 }
 
 impl ApiError {
-    /// A failure that says why.
+    /// A failure that says why, on one line: much of a message is what others have named.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), workflow_id: None, findings: Vec::new(), retry_after_s: None }
+        Self {
+            status,
+            message: one_line(&message.into()),
+            workflow_id: None,
+            findings: Vec::new(),
+            retry_after_s: None,
+        }
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -88,11 +95,15 @@ impl From<runner::ExecuteError> for ApiError {
             runner::ExecuteError::StillActive(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             runner::ExecuteError::LineFull(_) => Self::too_many(error.to_string(), ROOM_AFTER_S),
             runner::ExecuteError::KeyReused => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
-            runner::ExecuteError::NotRecorded(ref cause) if cause.may_pass() => {
+            runner::ExecuteError::NotRecorded(ref cause) | runner::ExecuteError::NotKept { ref cause, .. }
+                if cause.may_pass() =>
+            {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             runner::ExecuteError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-            runner::ExecuteError::NotRecorded(_) | runner::ExecuteError::Internal => Self::internal(error.to_string()),
+            runner::ExecuteError::NotRecorded(_)
+            | runner::ExecuteError::NotKept { .. }
+            | runner::ExecuteError::Internal => Self::internal(error.to_string()),
         }
     }
 }

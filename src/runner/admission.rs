@@ -110,6 +110,9 @@ impl Admitted {
 /// Requests that are checked at once: each may have gigabytes of inputs to read.
 static CHECKS: Semaphore = Semaphore::const_new(8);
 
+/// As many missing images are named in a message.
+const NAMED_MISSING: usize = 10;
+
 /// What becomes of a request that passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -180,13 +183,13 @@ fn check_blocking(
     let (document, workflow_format) = read_document(&request.workflow_file, &options.files)?;
     let source = source_of(document, request.edits)?;
     let input_images = check_images(&request.input_images, &options.files, gone)?;
-    for (field, folder) in
-        [("comfyui_input_dir", &request.comfyui_input_dir), ("comfyui_output_dir", &request.comfyui_output_dir)]
-    {
-        if folder.as_deref().is_some_and(|folder| folder.chars().any(char::is_control)) {
-            return Err(format!("Field {field} must not contain control characters"));
-        }
-    }
+    let box_folder = |field: &str, given: Option<String>, default: &String| {
+        let folder = given.unwrap_or_else(|| default.clone());
+        check_box_folder(&folder).map_err(|why| format!("Field {field} {why}")).map(|()| folder)
+    };
+    let comfyui_input_dir = box_folder("comfyui_input_dir", request.comfyui_input_dir, &defaults.comfyui_input_dir)?;
+    let comfyui_output_dir =
+        box_folder("comfyui_output_dir", request.comfyui_output_dir, &defaults.comfyui_output_dir)?;
     let output_dir = request.output_dir.unwrap_or_else(|| defaults.output_dir.clone());
     let output_dir = prepare_output_dir(&output_dir, purpose, options)?;
     let file_name = Path::new(&request.workflow_file).file_name().map(|name| name.to_string_lossy().into_owned());
@@ -197,12 +200,27 @@ fn check_blocking(
         input_images,
         output_dir,
         comfyui_port: request.comfyui_port.unwrap_or(defaults.comfyui_port),
-        comfyui_input_dir: request.comfyui_input_dir.unwrap_or_else(|| defaults.comfyui_input_dir.clone()),
-        comfyui_output_dir: request.comfyui_output_dir.unwrap_or_else(|| defaults.comfyui_output_dir.clone()),
+        comfyui_input_dir,
+        comfyui_output_dir,
     };
     let mut admitted = Admitted::new(request, source, workflow_format, box_name);
     admitted.warnings = target.warnings().to_vec();
     Ok(admitted)
+}
+
+/// Whether a folder on a box is named so that it is the same whoever asks: from the root.
+///
+/// # Errors
+/// Says what it must be, to be read behind the name of a field or key.
+pub(crate) fn check_box_folder(folder: &str) -> Result<(), String> {
+    if folder.chars().any(char::is_control) {
+        return Err("must not contain control characters".to_owned());
+    }
+    if folder.starts_with('/') {
+        return Ok(());
+    }
+    let hint = if folder.starts_with('~') { "; ~ is not expanded there" } else { "" };
+    Err(format!("must be an absolute path on the box, such as /workspace/ComfyUI/input{hint}: {folder}"))
 }
 
 /// The connection string taken apart, and its box, if that is one which the operator allows.
@@ -242,7 +260,7 @@ pub(super) fn document_in(content: &[u8]) -> Result<(Document, WorkflowFormat), 
     };
     let found = match extract(content) {
         Ok(found) => found,
-        Err(ExtractError::Empty | ExtractError::NotJson(_) | ExtractError::NoWorkflow) => return Err(plain.to_string()),
+        Err(ExtractError::NoWorkflow) => return Err(plain.to_string()),
         Err(error) => return Err(error.to_string()),
     };
     let document = match found.workflow {
@@ -267,12 +285,21 @@ fn source_of(document: Document, edits: Edits) -> Result<Source, String> {
     Ok(Source { document, edits })
 }
 
-/// The images as absolute paths, each once.
+/// The images as absolute paths, each once. Those that are missing are told together.
 fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -> Result<Vec<PathBuf>, String> {
+    let mut seen = HashSet::new();
+    let given: Vec<&String> = given.iter().filter(|image| seen.insert(*image)).collect();
+    let missing: Vec<&str> =
+        given.iter().map(|image| image.as_str()).filter(|image| is_missing(image, rules)).collect();
+    if !missing.is_empty() {
+        let named = missing.iter().copied().take(NAMED_MISSING).collect::<Vec<_>>().join(", ");
+        let more = missing.len().saturating_sub(NAMED_MISSING);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        return Err(format!("Input image not found: {named}{more}"));
+    }
     let mut images: Vec<PathBuf> = Vec::new();
     let mut contents: HashMap<String, (&String, [u8; 32])> = HashMap::new();
-    let mut seen = HashSet::new();
-    for image in given.iter().filter(|image| seen.insert(*image)) {
+    for image in given {
         if gone.is_cancelled() {
             return Err("The caller has hung up".to_owned());
         }
@@ -299,6 +326,10 @@ fn check_images(given: &[String], rules: &FileRules, gone: &CancellationToken) -
         images.push(path);
     }
     Ok(images)
+}
+
+fn is_missing(image: &str, rules: &FileRules) -> bool {
+    open_regular(&absolute(image), &rules.read_roots).is_err_and(|error| error.is_not_found())
 }
 
 /// Makes the folder if it is missing, and finds out by doing whether files can be made in it.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     error::StepError,
@@ -159,10 +159,7 @@ async fn convert_for(
     }
     match converted {
         Ok(Conversion { prompt, seeds, findings }) => {
-            let broken = |error| format!("The converted workflow {error}");
-            let graph = Graph::from_document(prompt)
-                .and_then(|graph| graph.check_bounds().map(|()| graph))
-                .map_err(|error| StepError::fatal(ErrorCode::InvalidWorkflow, broken(error)))?;
+            let graph = graph_of(prompt).map_err(|why| StepError::fatal(ErrorCode::InvalidWorkflow, why))?;
             Ok((Settled { graph, known, findings }, seeds))
         }
         Err(ConvertError::Refused(mut findings)) => {
@@ -172,6 +169,18 @@ async fn convert_for(
         }
         Err(error) => Err(StepError::fatal(ErrorCode::InvalidWorkflow, format!("The workflow {error}"))),
     }
+}
+
+/// What a conversion has come to, which may be nothing.
+///
+/// # Errors
+/// Says why it can't be run.
+pub(super) fn graph_of(prompt: Map<String, Value>) -> Result<Graph, String> {
+    if prompt.is_empty() {
+        return Err("The workflow has no node that runs: each is muted, bypassed, a note, or without a type".to_owned());
+    }
+    let graph = Graph::from_document(prompt).and_then(|graph| graph.check_bounds().map(|()| graph));
+    graph.map_err(|error| format!("The converted workflow {error}"))
 }
 
 type Conversions = Result<Conversion, ConvertError>;

@@ -11,14 +11,17 @@ use std::{
 use chrono::Utc;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    time::{Instant, timeout_at},
+};
 
 use super::{
     ExecuteRequest, Options,
     admission::{
         self, Admitted, Purpose, check_target, document_in, in_turn, nearest_folder, read_bounded, read_document,
     },
-    convert::{Settled, conversion_options, settle},
+    convert::{Settled, conversion_options, graph_of, settle},
     disk::{check_room_in, check_room_on_box},
     error::{ExecuteError, StepError, transfer_lost, tunnel_failure},
     known_boxes::Learned,
@@ -180,16 +183,23 @@ async fn soon<T>(permit: impl Future<Output = Option<T>>) -> Result<T, ExecuteEr
 
 /// A way to a ComfyUI that answers.
 async fn reach(pool: &Pool, target: &Target, port: u16) -> Result<Link, ExecuteError> {
-    let reach = async {
-        let link = Link::open(pool, target, port).await.map_err(|error| tunnel_failure(&error))?;
-        link.probe(port).await?;
+    let deadline = Instant::now() + REACH;
+    let late = |code, cause: String| {
+        Failure::new(code, format!("the box could not be reached within {} s: {cause}", REACH.as_secs()))
+    };
+    let unconnected = |_| {
+        let cause = format!("{target} has not let us in; is the instance running, and is the port right?");
+        late(ErrorCode::SshUnreachable, cause)
+    };
+    let unanswered =
+        |_| late(ErrorCode::ComfyuiUnreachable, format!("ComfyUI on port {port} does not answer; does it hang?"));
+    let reached = async {
+        let opened = timeout_at(deadline, Link::open(pool, target, port)).await.map_err(unconnected)?;
+        let link = opened.map_err(|error| tunnel_failure(&error))?;
+        timeout_at(deadline, link.probe(port)).await.map_err(unanswered)??;
         Ok(link)
     };
-    let late = |_| {
-        let message = format!("the box could not be reached within {} s", REACH.as_secs());
-        Err(Failure::new(ErrorCode::SshUnreachable, message))
-    };
-    tokio::time::timeout(REACH, reach).await.unwrap_or_else(late).map_err(ExecuteError::Unreachable)
+    reached.await.map_err(ExecuteError::Unreachable)
 }
 
 async fn in_time<T>(ask: impl Future<Output = Result<T, StepError>>) -> Result<T, ExecuteError> {
@@ -345,8 +355,11 @@ async fn convert_with_file(
     let work = move || {
         let Document::Ui(document) = document else { return Err("is converted already".to_owned()) };
         let content = read_bounded(&path, "Node definitions", "object_info_file", &rules)?;
-        let definitions = NodeDefinitions::parse(&content)
-            .map_err(|error| format!("Field object_info_file: {path} holds no node definitions: {}", why(&error)))?;
+        let none = |why: &str| format!("Field object_info_file: {path} holds no node definitions: {why}");
+        let definitions = NodeDefinitions::parse(&content).map_err(|error| none(&why(&error)))?;
+        if definitions.tell_nothing() {
+            return Err(none("it is not what ComfyUI answers to GET /object_info"));
+        }
         Ok(conversion::convert(&document, &definitions, &prepared))
     };
     let refused = |error: ConvertError| {
@@ -356,7 +369,5 @@ async fn convert_with_file(
     };
     let (converted, _) = in_turn(move |_| work()).await?;
     let converted = converted.map_err(refused)?;
-    let graph = Graph::from_document(converted.prompt)
-        .map_err(|error| ExecuteError::Rejected(format!("The converted workflow {error}")))?;
-    Ok((graph, converted.findings))
+    Ok((graph_of(converted.prompt).map_err(ExecuteError::Rejected)?, converted.findings))
 }

@@ -29,8 +29,17 @@ pub enum ExecuteError {
     #[error("{0}")]
     LineFull(Full),
     /// It could not be put on record.
-    #[error("The workflow could not be put on record: {0}")]
+    #[error("The workflow could not be put on record, so it was not started: {}{}", .0, when_again(.0))]
     NotRecorded(#[source] StoreError),
+    /// What it would be started again with is gone or broken.
+    #[error("The workflow cannot be started again: {cause}; {}", again(cause, file))]
+    NotKept {
+        /// Why it can't be had.
+        #[source]
+        cause: StoreError,
+        /// The file that it came from.
+        file: String,
+    },
     /// There is no such workflow.
     #[error("Workflow not found: {0}")]
     Unknown(WorkflowId),
@@ -46,6 +55,14 @@ pub enum ExecuteError {
     /// A fault of this service.
     #[error("Internal error; the log has more")]
     Internal,
+}
+
+fn when_again(cause: &StoreError) -> &'static str {
+    if cause.may_pass() { "; try again once that is mended" } else { "" }
+}
+
+fn again(cause: &StoreError, file: &str) -> String {
+    if cause.may_pass() { "try again later".to_owned() } else { format!("execute its file instead: {file}") }
 }
 
 impl From<tokio::task::JoinError> for ExecuteError {

@@ -51,6 +51,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use admission::Purpose;
+pub(crate) use admission::check_box_folder;
 pub use admission::{Defaults, ExecuteRequest};
 use allowance::Allowance;
 pub use dry_run::{
@@ -193,7 +194,10 @@ impl Runner {
         if state.is_active() {
             return Err(ExecuteError::StillActive(id.clone()));
         }
-        let source = self.inner.store.source(id).await.map_err(ExecuteError::NotRecorded)?;
+        let source = self.inner.store.source(id).await.map_err(|cause| {
+            tracing::warn!(workflow.id = %id, error = %cause, "a workflow cannot be started again");
+            ExecuteError::NotKept { cause, file: state.request.workflow_file.clone() }
+        })?;
         let (options, pool) = (&self.inner.options, &self.inner.pool);
         let mut admitted = admission::check_again(state.request.clone(), source, options, pool).await?;
         admitted.workflow_format = state.workflow_format;

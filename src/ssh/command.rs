@@ -94,8 +94,8 @@ impl Parser {
         for (at, letter) in word.char_indices().skip(1) {
             if "46aCfgKknNqtTvxXYy2".contains(letter) {
                 self.ignore(format!("-{letter}"));
-            } else if let Some(why) = refused_flag(letter) {
-                return Err(TargetError::Refused { option: format!("-{letter}"), why });
+            } else if let Some((why, instead)) = refused_flag(letter) {
+                return Err(TargetError::Refused { option: format!("-{letter}"), why, instead });
             } else if "bBceiJlLmop".contains(letter) {
                 let rest = &word[at + letter.len_utf8()..];
                 let value = if rest.is_empty() { self.words.pop_front() } else { Some(rest.to_owned()) };
@@ -135,8 +135,8 @@ impl Parser {
         if name.is_empty() {
             return Err(TargetError::MissingValue { option: "-o".to_owned() });
         }
-        if let Some(why) = refused_name(name) {
-            return Err(TargetError::Refused { option: shown(name), why });
+        if let Some((why, instead)) = refused_name(name) {
+            return Err(TargetError::Refused { option: shown(name), why, instead });
         }
         if value.is_empty() {
             return Err(TargetError::MissingValue { option: shown(name) });
@@ -177,25 +177,30 @@ const FORWARDING: &str = "only the forward to ComfyUI is opened, by the service 
 const SHARING: &str = "the service shares connections by itself";
 const COMMANDS: &str = "no commands are run, neither here nor on the box";
 
-fn refused_flag(letter: char) -> Option<&'static str> {
-    Some(match letter {
+const LEAVE: &str = "leave it out";
+
+/// Why a flag is refused, and what to do.
+fn refused_flag(letter: char) -> Option<(&'static str, &'static str)> {
+    let why = match letter {
         'A' => "agent forwarding would lend your keys to the box",
         'D' | 'R' | 'w' | 'W' => FORWARDING,
         'M' | 'S' | 'O' => SHARING,
-        'F' => "only ~/.ssh/config is read; put the options into the connection itself",
-        'E' => "it writes a file; see the service's own log",
+        'F' => return Some(("only ~/.ssh/config is read", "put the options into the connection itself")),
+        'E' => "it writes a file, and the service has a log of its own",
         'I' => "keys on tokens are only used through the SSH agent",
-        'P' => "it is the port option of scp; ssh has -p",
+        'P' => return Some(("it is the port option of scp", "write -p")),
         's' => "subsystems are opened by the service itself",
         'G' | 'Q' | 'V' => "it prints something instead of connecting",
         '1' => "version 1 of the protocol is not supported",
         _ => return None,
-    })
+    };
+    Some((why, LEAVE))
 }
 
-fn refused_name(name: &str) -> Option<&'static str> {
-    Some(match name.to_ascii_lowercase().as_str() {
-        "proxycommand" => "no commands are run on this machine; use ProxyJump",
+/// The same for a setting.
+fn refused_name(name: &str) -> Option<(&'static str, &'static str)> {
+    let why = match name.to_ascii_lowercase().as_str() {
+        "proxycommand" => return Some(("no commands are run on this machine", "use ProxyJump (-J)")),
         "localcommand" | "permitlocalcommand" | "remotecommand" | "knownhostscommand" => COMMANDS,
         "controlmaster" | "controlpath" => SHARING,
         "forwardagent" => "agent forwarding would lend your keys to the box",
@@ -203,5 +208,6 @@ fn refused_name(name: &str) -> Option<&'static str> {
         "tunnel" | "remoteforward" | "dynamicforward" => FORWARDING,
         "include" | "match" => "it belongs into ~/.ssh/config",
         _ => return None,
-    })
+    };
+    Some((why, LEAVE))
 }

@@ -337,6 +337,7 @@ fn auth_text(user: &str, address: &str, tried: &[String], accepts: &[String], cu
     } else {
         text.push_str("; tried: ");
         text.push_str(&tried.join(", "));
+        text.push_str("; add the public key of one of them to the instance");
     }
     if cut_off {
         text.push_str("; the box hung up before all keys were tried: name the right one with -i");

@@ -171,12 +171,14 @@ pub enum TargetError {
         expected: &'static str,
     },
     /// An option that this program does not carry out, and that changes too much to be ignored.
-    #[error("`{option}` is not allowed here: {why}; leave it out")]
+    #[error("`{option}` is not allowed here: {why}; {instead}")]
     Refused {
         /// The option.
         option: String,
         /// Why not.
         why: &'static str,
+        /// What to do.
+        instead: &'static str,
     },
     /// An option that ssh does not have either.
     #[error("`{token}` is no option of ssh")]

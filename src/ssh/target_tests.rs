@@ -134,6 +134,14 @@ fn what_would_do_something_else_is_refused_by_name() {
         refused("ssh -NA box").to_string(),
         "`-A` is not allowed here: agent forwarding would lend your keys to the box; leave it out"
     );
+    assert_eq!(
+        refused("ssh -P 22 box").to_string(),
+        "`-P` is not allowed here: it is the port option of scp; write -p"
+    );
+    assert_eq!(
+        refused("ssh -o ProxyCommand=x box").to_string(),
+        "`ProxyCommand` is not allowed here: no commands are run on this machine; use ProxyJump (-J)"
+    );
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What can go wrong with the state on disk.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use thiserror::Error;
 
@@ -118,6 +122,11 @@ impl StoreError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// A temporary file could not be made in a folder. What tempfile says of it names the file, which nobody ever sees.
+    pub(super) fn no_file(folder: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::io("create a file in", folder)(error.kind().into())
+    }
+
     /// A blocking task that panicked or was dropped at the stop.
     pub(super) fn task(_: tokio::task::JoinError) -> Self {
         Self::Closed
@@ -136,5 +145,18 @@ fn words(kind: io::ErrorKind) -> String {
         | io::ErrorKind::AlreadyExists
         | io::ErrorKind::DirectoryNotEmpty => "something else is in the way".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_file_that_cannot_be_made_is_not_named() {
+        let folder = Path::new("/nowhere/at/all");
+        let error = tempfile::Builder::new().prefix(".tmp").tempfile_in(folder).map_err(StoreError::no_file(folder));
+        let said = error.err().map(|error| error.to_string());
+        assert_eq!(said.as_deref(), Some("could not create a file in /nowhere/at/all: entity not found"));
     }
 }

@@ -110,7 +110,7 @@ impl StateFile {
             .prefix(&temporary_prefix(&self.path))
             .suffix(TEMPORARY_SUFFIX)
             .tempfile_in(folder)
-            .map_err(StoreError::io("create a temporary file in", folder))?;
+            .map_err(StoreError::no_file(folder))?;
         file.write_all(content)
             .and_then(|()| file.as_file().sync_all())
             .map_err(StoreError::io("write", &self.path))?;

@@ -189,7 +189,10 @@ impl Graphs {
 
     async fn content(&self, id: &WorkflowId) -> Result<Vec<u8>, StoreError> {
         let read = tokio::fs::read(self.path(id)).await;
-        read.map_err(|error| unreadable(id, error.to_string(), error.kind() != io::ErrorKind::NotFound))
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => unreadable(id, "somebody has removed it".to_owned(), false),
+            _ => unreadable(id, error.to_string(), true),
+        })
     }
 
     /// Reads a file to keep its content, or its digest, if it can be read. Blocks.
@@ -251,7 +254,7 @@ impl Graphs {
         let mut file = tempfile::Builder::new()
             .prefix(TEMPORARY_PREFIX)
             .tempfile_in(&self.folder)
-            .map_err(StoreError::io("create a file in", &self.folder))?;
+            .map_err(StoreError::no_file(&self.folder))?;
         file.write_all(content)
             .and_then(|()| file.as_file().sync_all())
             .map_err(StoreError::io("write a file in", &self.folder))?;

@@ -68,6 +68,11 @@ impl NodeDefinitions {
         self.classes.values().map(|class| class.bytes).sum()
     }
 
+    /// Whether no class has an input or output, as when it is no answer of `/object_info` that was read.
+    pub fn tell_nothing(&self) -> bool {
+        self.classes.values().all(|class| class.inputs.is_empty() && class.outputs.is_empty())
+    }
+
     /// The definition of a class.
     pub fn class(&self, name: &str) -> Option<&NodeDefinition> {
         self.classes.get(name).map(Arc::as_ref)

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{finding::Finding, id::NodeId};
+use crate::text;
 
 /// The closed set of machine-readable reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +92,7 @@ pub struct ErrorDetail {
 pub struct Failure {
     /// The reason, for programs.
     pub code: ErrorCode,
-    /// The reason, for people: what failed, on which thing, what to try.
+    /// The reason, for people: what failed, on which thing, what to try. Without control characters but line breaks.
     pub message: String,
     /// Class type of the node at fault, as ComfyUI names it.
     pub node_type: Option<String>,
@@ -102,7 +103,7 @@ pub struct Failure {
 impl Failure {
     /// A failure with a code and a message only.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), node_type: None, detail: None }
+        Self { code, message: text::message(&message.into()), node_type: None, detail: None }
     }
     /// Without what a node, a refusal or another answer of ComfyUI says in its own words, where `reason` forbids to tell
     /// that.

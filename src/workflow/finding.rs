@@ -4,6 +4,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{graph::Node, id::NodeId};
+use crate::text::one_line;
 
 /// More findings about one workflow are not kept.
 pub(crate) const MAX_FINDINGS: usize = 200;
@@ -164,9 +165,9 @@ pub struct Finding {
     /// The input that it is about, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<String>,
-    /// What is wrong.
+    /// What is wrong, on one line, without control characters.
     pub message: String,
-    /// What to try.
+    /// What to try, likewise.
     pub hint: String,
 }
 
@@ -197,7 +198,7 @@ impl Finding {
             node_type: String::new(),
             title: String::new(),
             input: None,
-            message: message.into(),
+            message: one_line(&message.into()),
             hint: String::new(),
         }
     }
@@ -216,17 +217,18 @@ impl Finding {
 
     /// The same, with what to try.
     pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = hint.into();
+        self.hint = one_line(&hint.into());
         self
     }
 }
 
+/// On one line, without control characters, whatever the node is called.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.node_id.is_empty() {
-            write!(f, "node {} ({}", self.node_id, self.title)?;
+            write!(f, "node {} ({}", one_line(&self.node_id), one_line(&self.title))?;
             if self.title != self.node_type {
-                write!(f, ", {}", self.node_type)?;
+                write!(f, ", {}", one_line(&self.node_type))?;
             }
             write!(f, "): ")?;
         }

@@ -251,7 +251,10 @@ impl Node {
         };
         let class_type = match fields.get("class_type") {
             Some(Value::String(class)) => class.clone(),
-            _ => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
+            Some(_) => {
+                return Err(GraphError::NotAGraph(format!("the class_type of node {} is not a text", brief(id))));
+            }
+            None => return Err(GraphError::NotAGraph(format!("node {} has no class_type", brief(id)))),
         };
         // PHP writes an empty list for an empty object. ComfyUI takes any of these, if only on a node that will not run, and
         // its worker ends when it meets it then (`get_ordered_ancestry_internal` in `comfy_execution/caching.py`, v0.3.75):
@@ -355,6 +358,8 @@ mod tests {
         assert_eq!(refusal("{}"), "is not a workflow graph: it has no nodes");
         assert_eq!(refusal(r#"{"a": 1}"#), "is not a workflow graph: \"a\" is not a node");
         assert_eq!(refusal(r#"{"1": {"inputs": {}}}"#), "is not a workflow graph: node 1 has no class_type");
+        let odd = refusal(r#"{"1": {"class_type": 5}}"#);
+        assert_eq!(odd, "is not a workflow graph: the class_type of node 1 is not a text");
         assert_eq!(
             refusal(r#"{"1": {"class_type": "A", "inputs": [1]}}"#),
             "is not a workflow graph: the inputs of node 1 are not an object"

@@ -22,6 +22,7 @@ use super::{
     request::{Idempotency, Request},
     source::{Source, WorkflowFormat},
 };
+use crate::text::one_line;
 
 /// Warnings beyond this many are dropped.
 const MAX_WARNINGS: usize = 100;
@@ -451,6 +452,7 @@ impl WorkflowState {
     }
 
     fn warn(&mut self, text: String) -> bool {
+        let text = one_line(&text);
         let news = !self.warnings.contains(&text) && self.warnings.len() < MAX_WARNINGS;
         if news {
             self.warnings.push(text);

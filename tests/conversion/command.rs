@@ -24,6 +24,13 @@ fn convert(folder: &Path, workflow: &[u8]) -> Output {
         .unwrap()
 }
 
+/// Without definitions.
+fn convert_alone(folder: &Path, workflow: &[u8]) -> Output {
+    fs::write(folder.join("workflow"), workflow).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_comfy-remote"));
+    command.args(["convert", "workflow"]).current_dir(folder).output().unwrap()
+}
+
 fn told(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -46,10 +53,30 @@ fn the_prompt_goes_to_standard_output_and_what_to_know_to_standard_error() {
 fn a_file_in_api_format_comes_out_as_it_is() {
     let folder = TempDir::new().unwrap();
     let api = json!({"1": {"class_type": "Unheard of", "inputs": {"seed": u64::MAX}}});
-    let output = convert(folder.path(), json!({"prompt": api}).to_string().as_bytes());
-    assert!(output.status.success(), "{}", told(&output));
-    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), api);
-    assert_eq!(told(&output), "");
+    let envelope = json!({"prompt": api}).to_string();
+    for output in [convert(folder.path(), envelope.as_bytes()), convert_alone(folder.path(), envelope.as_bytes())] {
+        assert!(output.status.success(), "{}", told(&output));
+        assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), api);
+        assert_eq!(told(&output), "");
+    }
+}
+
+#[test]
+fn a_file_in_ui_format_needs_definitions_that_are_some() {
+    let folder = TempDir::new().unwrap();
+    let ui = json!({"nodes": [{"id": 1, "type": "Loader"}], "links": []}).to_string();
+    let output = convert_alone(folder.path(), ui.as_bytes());
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(told(&output), "comfy-remote: workflow is in UI format, which takes --object-info\n");
+    for other in [ui.as_str(), r#"{"1": {"class_type": "Loader", "inputs": {"name": "a"}}}"#, "{}"] {
+        fs::write(folder.path().join("other.json"), other).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_comfy-remote"));
+        command.args(["convert", "workflow", "--object-info", "other.json"]).current_dir(folder.path());
+        let output = command.output().unwrap();
+        let expected = "comfy-remote: other.json holds no node definitions: it is not what ComfyUI answers to GET \
+                        /object_info\n";
+        assert_eq!((output.status.code(), told(&output).as_str()), (Some(1), expected), "{other}");
+    }
 }
 
 #[test]

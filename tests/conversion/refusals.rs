@@ -28,6 +28,10 @@ fn a_class_without_definition_is_refused_with_node_title_and_hint() {
             Drawing::default().node(7, "Gone", &[], &["IMAGE"], json!([])).with(json!({"properties": {key: pack}}));
         assert!(known.refusals()[0].hint.starts_with(&format!("install the pack {pack} that brings it")), "{pack}");
     }
+    let own = json!({"properties": {"cnr_id": "comfy-core"}});
+    let own = Drawing::default().node(7, "Gone", &[], &["IMAGE"], json!([])).with(own);
+    let hint = &own.refusals()[0].hint;
+    assert!(hint.starts_with("update ComfyUI on the box, which it comes with (if it is an API node, "), "{hint}");
     let error = drawing.convert().unwrap_err().to_string();
     assert!(error.starts_with("cannot be converted: node 7 (My node, Gone): the class Gone is not among"), "{error}");
 }

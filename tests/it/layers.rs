@@ -24,7 +24,7 @@ const RULES: &[(&str, &[&str], &[&str])] = &[
         &["home", "files", "workflow", "convert", "preflight", "ssh", "comfy", "store"],
         &["axum", "hyper", "reqwest", "russh", "tokio_tungstenite"],
     ),
-    ("http", &["workflow", "store", "runner"], &["reqwest", "russh", "tokio_tungstenite"]),
+    ("http", &["workflow", "store", "runner", "text"], &["reqwest", "russh", "tokio_tungstenite"]),
     ("config", &["home", "files", "ssh", "store", "runner", "http"], &["axum", "russh"]),
     ("telemetry", &["home", "config"], &["axum", "russh"]),
     ("app", &["config", "ssh", "store", "runner", "http"], &["russh", "reqwest"]),

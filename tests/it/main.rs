@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api;
+mod check;
 mod clients;
 mod comfy_client;
 mod crashes;

@@ -1,10 +1,9 @@
-//! Looking before leaping: dry runs, `comfy-remote check`, parameters and seeds, conversion over HTTP.
+//! Looking before leaping: dry runs, parameters and seeds, conversion over HTTP.
 
 use std::{
     collections::BTreeSet,
     fs,
     path::Path,
-    process::Output,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,6 +14,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::{
+    check::check,
     graphs::{self, tag},
     loopback,
     sandbox_stage::Stage,
@@ -321,49 +321,17 @@ async fn a_workflow_is_converted_over_http_for_a_box_or_with_a_file() {
         (json!({"workflow_file": "/nowhere/x.json"}), StatusCode::BAD_REQUEST),
         (json!({"workflow": saved("fixed"), "ssh_connection": "ssh -p 1 root@127.0.0.1"}), StatusCode::BAD_GATEWAY),
         (json!({"workflow": saved("fixed"), "object_info_file": pin}), StatusCode::BAD_REQUEST),
+        (json!({"workflow": saved("fixed"), "object_info_file": by_file["workflow_file"]}), StatusCode::BAD_REQUEST),
+        (
+            json!({"workflow": {"nodes": [{"id": 1}], "links": []}, "object_info_file": by_file["object_info_file"]}),
+            StatusCode::BAD_REQUEST,
+        ),
+        (json!({"workflow": graph, "object_info_file": pin, "ssh_connection": connection}), StatusCode::BAD_REQUEST),
     ] {
         let (answered, answer) = convert(body).await;
-        assert!(!answer["message"].as_str().unwrap().contains("271828"), "{answer}");
+        let said = answer["message"].as_str().unwrap();
+        assert!(!said.contains("271828") && !said.contains("it has no nodes"), "{answer}");
         assert_eq!((answered, &answer["success"]), (status, &json!(false)), "{answer}");
-    }
-}
-
-async fn check(stage: &Stage, graph: &Value, more: &[&str]) -> Output {
-    let file = stage.service.folder().join("checked.json");
-    fs::write(&file, graph.to_string()).unwrap();
-    let port = stage.sandbox.comfyui_port().to_string();
-    let (connection, home) = (stage.sandbox.ssh_connection(), stage.service.folder().to_owned());
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_comfy-remote"));
-    command.args(["check", "--ssh", &connection, "--port", &port]).args(more).arg(&file);
-    command.env("HOME", &home).current_dir(&home).kill_on_drop(true);
-    command.output().await.unwrap()
-}
-
-#[tokio::test]
-async fn check_tells_people_and_scripts_whether_a_workflow_would_run() {
-    let stage = Stage::new().await;
-    let graph = graphs::slow(&tag(), 1, 1);
-    let fine = check(&stage, &graph, &[]).await;
-    let told = String::from_utf8(fine.stdout).unwrap();
-    assert_eq!(fine.status.code(), Some(0), "{told}{}", String::from_utf8_lossy(&fine.stderr));
-    assert!(told.contains("would run: 2 RigSlowSteps") && told.ends_with("would run: 3 nodes\n"), "{told}");
-    let mut wrong = graph.clone();
-    wrong["3"]["inputs"]["images"] = json!(["7", 0]);
-    let found = check(&stage, &wrong, &["--json"]).await;
-    let told: Value = serde_json::from_slice(&found.stdout).unwrap();
-    assert_eq!((found.status.code(), &told["valid"]), (Some(1), &json!(false)), "{told}");
-    assert_eq!(told["findings"][0]["code"], "missing_link_source");
-    let found = check(&stage, &wrong, &[]).await;
-    let told = String::from_utf8(found.stdout).unwrap();
-    assert!(
-        told.starts_with("error: node 3 (SaveImage): images is linked to node \"7\"")
-            && told.ends_with("would not run: 1 error\n"),
-        "{told}"
-    );
-    for more in [["-i", "/nowhere/photo.png"], ["--config", "/nowhere/config.toml"]] {
-        let impossible = check(&stage, &graph, &more).await;
-        assert_eq!(impossible.status.code(), Some(2), "{more:?}");
-        assert!(String::from_utf8(impossible.stderr).unwrap().starts_with("comfy-remote: "), "{more:?}");
     }
 }
 
@@ -495,4 +463,20 @@ async fn mute_boxes_keep_no_conversion_waiting() {
     let (status, converted) = converted.unwrap();
     assert_eq!((status, &converted["prompt"]), (StatusCode::OK, &graph()), "{converted}");
     assert!(looks.try_join_next().is_none());
+}
+
+#[tokio::test]
+async fn a_dry_run_that_gives_up_a_mute_box_says_where_it_stood() {
+    let stage = Stage::new().await;
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap();
+    let mut request = dry(&stage, &graph());
+    request["ssh_connection"] = json!(format!("ssh -p {} root@127.0.0.1", address.port()));
+    request["input_images"] = json!([]);
+    let (status, answer) = stage.service.client().execute(&request).await;
+    let expected = format!(
+        "the box could not be reached within 15 s: root@{address} has not let us in; is the instance running, and is the \
+         port right?"
+    );
+    assert_eq!((status, &answer["message"]), (StatusCode::BAD_GATEWAY, &json!(expected)));
 }

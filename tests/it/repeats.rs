@@ -80,6 +80,23 @@ async fn a_finished_workflow_is_tried_again_from_the_graph_as_it_was_accepted() 
 }
 
 #[tokio::test]
+async fn without_its_graph_a_workflow_is_not_tried_again_and_its_file_is_named() {
+    let stage = Stage::new().await;
+    let body = stage.request(&graphs::fail(&tag()));
+    let id = stage.service.client().accepted(&body).await;
+    stage.service.client().wait_for_status(&id, "failed", PATIENCE).await;
+    let graphs = stage.service.state_file().with_file_name("state.json.graphs");
+    fs::remove_file(graphs.join(format!("{id}.json"))).unwrap();
+    let (status, refusal) = stage.service.client().retry(&id).await;
+    let expected = format!(
+        "The workflow cannot be started again: the graph that was kept for {id} can't be read: somebody has removed it; \
+         execute its file instead: {}",
+        body["workflow_file"].as_str().unwrap()
+    );
+    assert_eq!((status, &refusal["message"]), (StatusCode::INTERNAL_SERVER_ERROR, &json!(expected)));
+}
+
+#[tokio::test]
 async fn an_unknown_or_active_workflow_is_not_tried_again() {
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let stage = Stage::new().await;

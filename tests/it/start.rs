@@ -41,6 +41,12 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bad.toml");
     fs::write(&file, "[server]\nprot = 5000\n").unwrap();
+    let above = folder.path().join("x/../bad.toml").display().to_string();
+    fs::create_dir(folder.path().join("x")).unwrap();
+    let above_expected = format!(
+        "server.prot: unknown field, expected one of bind, host_names, cors_origins, auth_token, \
+        auth_token_file, allow_unauthenticated, max_body_bytes, header_timeout_s, max_connections (in {above})"
+    );
     let file = file.display().to_string();
     for (arguments, environment, expected) in [
         (vec!["--config", &file], vec![], "server.prot"),
@@ -48,18 +54,44 @@ fn a_bad_setting_ends_the_start_with_one_sentence() {
         (vec!["--config", "/nowhere.toml"], vec![], "configuration file not found: /nowhere.toml"),
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S", "soon")], "(from COMFY_REMOTE_SSH__CONNECT_TIMEOUT_S)"),
         (vec!["--config", "/"], vec![], "configuration file is a directory: /"),
+        (vec!["--config", &above], vec![], above_expected.as_str()),
+        (vec![], vec![("COMFY_REMOTE_FOO__BAR", "1")], "(from COMFY_REMOTE_FOO__BAR)"),
+        (vec![], vec![("COMFY_REMOTE_SERVER__CORS_ORIGINS", "[\"x\"]")], "(from COMFY_REMOTE_SERVER__CORS_ORIGINS)"),
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "/nowhere/state.json")], "does not exist: /nowhere; create it"),
         (vec![], vec![("COMFY_REMOTE_SERVER__NONSENSE", "1")], "server.nonsense"),
         (vec![], vec![("COMFY_REMOTE_SSH__CONNECT_ATTEMPTS", "0")], "ssh.connect_attempts must be above 0"),
         (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING", "0")], "limits.max_running must be above 0"),
         (vec![], vec![("COMFY_REMOTE_LIMITS__MAX_RUNNING_PER_BOX", "0")], "max_running_per_box must be above 0"),
         (vec![], vec![("COMFY_REMOTE_STATE__FILE", "")], "state.file must not be empty"),
+        (
+            vec![],
+            vec![("COMFY_REMOTE_DEFAULTS__COMFYUI_INPUT_DIR", "rel")],
+            "defaults.comfyui_input_dir must be an absolute path on the box, such as /workspace/ComfyUI/input: rel",
+        ),
     ] {
         let ended = run(&arguments, &environment);
         let said = text(&ended.stderr);
         assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {said}");
         assert!(said.contains(expected) && said.trim_end().lines().count() == 1, "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn an_address_that_is_none_is_answered_with_one_that_is() {
+    for given in ["localhost:5000", "5000", ":5000", "127.0.0.1"] {
+        let ended = run(&["--bind", given], &[]);
+        assert_eq!(ended.status.code(), Some(2), "{given}");
+        assert!(text(&ended.stderr).contains("such as 127.0.0.1:5000 or [::1]:5000"), "{}", text(&ended.stderr));
+    }
+}
+
+#[test]
+fn a_configuration_need_not_be_a_plain_file_and_is_told_when_it_cannot_be_read() {
+    let said = |file: &str| text(&run(&["--config", file], &[("COMFY_REMOTE_STATE__FILE", "")]).stderr);
+    assert!(said("/dev/null").contains("state.file must not be empty"), "{}", said("/dev/null"));
+    let binary = env!("CARGO_BIN_EXE_comfy-remote");
+    let expected = format!("comfy-remote: configuration file cannot be read: {binary}: ");
+    assert!(said(binary).starts_with(&expected), "{}", said(binary));
 }
 
 #[test]

@@ -145,7 +145,12 @@ async fn a_folder_in_the_state_files_place_is_told_and_survived() {
     stage.sick_because("the state file cannot be written: something else is in the way").await;
     let (status, refused) = stage.service.client().execute(&stage.request(&graphs::slow(&tag(), 1, 1))).await;
     assert_eq!((status, &refused["success"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)), "{refused}");
-    assert!(refused["message"].as_str().unwrap().contains("could not be put on record"), "{refused}");
+    let said = refused["message"].as_str().unwrap();
+    assert!(
+        said.contains("could not be put on record, so it was not started: the state could not be written: "),
+        "{said}"
+    );
+    assert!(said.ends_with("; try again once that is mended"), "{said}");
     hold.release();
     stage.completed(&id).await;
     fs::remove_dir(&file).unwrap();

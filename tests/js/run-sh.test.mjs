@@ -56,6 +56,11 @@ scriptTest('wrong use: 2', COMPLETED, ['ssh root@box'], {}, (did, requests) => {
   assert.deepEqual(requests, []);
 });
 
+scriptTest('a port that is no number: 2', COMPLETED, WORDS, { COMFYUI_PORT: 'abc' }, (did, requests) => {
+  assert.deepEqual(did, { code: 2, stdout: '', stderr: 'COMFYUI_PORT is not a number: abc\n' });
+  assert.deepEqual(requests, []);
+});
+
 scriptTest('what is not set is left to the service', COMPLETED, WORDS, {}, (did, requests) => {
   assert.deepEqual(requests[0].body, { ssh_connection: 'ssh root@box', workflow_file: '//w.json', input_images: [] });
 });

@@ -40,9 +40,15 @@ pub enum ExtractError {
     /// Nothing in it.
     #[error("is empty")]
     Empty,
-    /// Neither a picture nor JSON.
+    /// What begins as JSON does, and goes on otherwise.
     #[error("is not JSON: {0}")]
     NotJson(#[source] serde_json::Error),
+    /// Lists in lists, or objects, beyond what is read.
+    #[error("is nested more than 128 levels deep")]
+    TooDeep,
+    /// Another kind of file.
+    #[error("is neither JSON nor a PNG or WebP picture")]
+    Foreign,
     /// JSON of another kind.
     #[error("holds no workflow: neither nodes by id with their class_type, nor lists of nodes and links")]
     NoWorkflow,
@@ -72,10 +78,21 @@ pub fn extract(content: &[u8]) -> Result<Extracted, ExtractError> {
     } else if webp::is_webp(content) {
         (WorkflowFormat::Webp, webp::texts(content)?)
     } else {
-        return from_json(parse_lenient(content).map_err(ExtractError::NotJson)?);
+        return from_json(parse_lenient(content).map_err(|error| not_json(content, error))?);
     };
     let workflow = texts.workflow().ok_or(ExtractError::NoWorkflowInPicture)?;
     Ok(Extracted { format, workflow })
+}
+
+fn not_json(content: &[u8], error: serde_json::Error) -> ExtractError {
+    let begins_as_json = content.trim_ascii_start().starts_with(b"{") || content.trim_ascii_start().starts_with(b"[");
+    if error.to_string().starts_with("recursion limit exceeded") {
+        ExtractError::TooDeep
+    } else if begins_as_json {
+        ExtractError::NotJson(error)
+    } else {
+        ExtractError::Foreign
+    }
 }
 
 /// The texts of a picture that may be workflows.

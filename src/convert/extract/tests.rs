@@ -86,6 +86,10 @@ fn what_is_no_workflow_is_refused_with_the_reason() {
     let refusal = |content: &[u8]| extract(content).unwrap_err().to_string();
     assert_eq!(refusal(b" \n"), "is empty");
     assert!(refusal(b"{").starts_with("is not JSON: "));
+    assert_eq!(refusal("[".repeat(100_000).as_bytes()), "is nested more than 128 levels deep");
+    for other in [b"\xff\xd8\xff\xe0 JFIF".as_slice(), b"PK\x03\x04", b"\0\0\0 ftypisom", b"hello"] {
+        assert_eq!(refusal(other), "is neither JSON nor a PNG or WebP picture");
+    }
     assert!(refusal(b"[]").starts_with("holds no workflow: "));
     assert!(refusal(b"{\"a\": 1}").starts_with("holds no workflow: "));
     assert!(refusal(&png(&[(b"IDAT", vec![1, 2, 3])])).starts_with("is a picture without a workflow"));

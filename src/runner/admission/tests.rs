@@ -74,7 +74,8 @@ fn each_refusal_names_its_file_and_leaves_no_trace() {
     let mut case = case();
     for (content, expected) in [
         (Some(""), "Workflow file {} is empty"),
-        (Some("x"), "Workflow file {} is not JSON: "),
+        (Some("{x"), "Workflow file {} is not JSON: "),
+        (Some("x"), "Workflow file {} is neither JSON nor a PNG or WebP picture"),
         (Some("[]"), "Workflow file {} is not a workflow graph: "),
         (None, "Workflow file not found: {}"),
     ] {
@@ -98,10 +99,38 @@ fn images_are_checked_and_same_names_must_be_same_content() {
     let mut case = case();
     case.request.input_images = vec![case.path("a.png"), case.path("gone.png")];
     assert_eq!(case.check().unwrap_err(), format!("Input image not found: {}", case.path("gone.png")));
+    case.request
+        .input_images
+        .extend(["none.png", "gone.png"].map(|name| format!("{}/{name}", case.folder.path().display())));
+    let both = format!("Input image not found: {}, {}", case.path("gone.png"), case.path("none.png"));
+    assert_eq!(case.check().unwrap_err(), both);
+    let more: Vec<String> = (0..10).map(|n| case.path(&format!("none{n}.png"))).collect();
+    case.request.input_images.extend(more);
+    assert!(case.check().unwrap_err().ends_with("none7.png and 2 more"));
     case.request.input_images = vec![case.path("a.png"), case.path("other/a.png")];
     assert!(case.check().unwrap_err().starts_with("Two input images are named a.png but differ: "));
     case.request.input_images = vec![case.path("b.png"), case.path("other/b.png"), case.path("b.png")];
     assert_eq!(case.check().unwrap().request.input_images.len(), 1);
+}
+
+#[test]
+fn folders_on_the_box_are_absolute() {
+    let mut case = case();
+    for (folder, expected) in [
+        ("input", "must be an absolute path on the box, such as /workspace/ComfyUI/input: input"),
+        (
+            "~/in",
+            "must be an absolute path on the box, such as /workspace/ComfyUI/input; ~ is not expanded there: ~/in",
+        ),
+        ("/in\n", "must not contain control characters"),
+    ] {
+        case.request.comfyui_input_dir = Some(folder.to_owned());
+        assert_eq!(case.check().unwrap_err(), format!("Field comfyui_input_dir {expected}"));
+    }
+    case.request.comfyui_input_dir = None;
+    case.request.comfyui_output_dir = Some("~/out".to_owned());
+    assert!(case.check().unwrap_err().starts_with("Field comfyui_output_dir must be an absolute path on the box"));
+    assert!(!Path::new(&case.path("new")).exists());
 }
 
 #[test]

@@ -29,7 +29,7 @@ async fn a_wrong_key_is_final_and_named() {
         error.to_string(),
         format!(
             "{}@127.0.0.1:{} refused to let us in; tried: {} ({fingerprint}), /missing/key (no such file); \
-             it accepts: publickey",
+             add the public key of one of them to the instance; it accepts: publickey",
             user(),
             proxy.port,
             wrong.display()

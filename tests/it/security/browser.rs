@@ -52,6 +52,7 @@ async fn a_foreign_page_can_post_nothing_body_or_not() {
         refused(with_body, "[server] cors_origins").await;
         passes(client.request(Method::GET, "/comfyui/workflow/state").header("origin", origin)).await;
     }
+    refused(post(&client, EXECUTE).header("origin", "null"), "serve the page over HTTP").await;
     let two = post(&client, EXECUTE).header("origin", "http://localhost").header("origin", "http://evil.example");
     refused(two, "http://evil.example").await;
 }

@@ -12,6 +12,7 @@ mod hostile_names;
 mod hostile_sftp;
 mod hostile_socket;
 mod hostile_ssh;
+mod hostile_workflows;
 mod impostor;
 mod local_users;
 mod network;
