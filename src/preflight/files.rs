@@ -61,9 +61,8 @@ impl<'a> Place<'a> {
         let given = checker.known.given;
         let (there, count) =
             (given.iter().map(Cow::from).chain(in_words(&input.choices)), given.len() + input.choices.len());
-        let or =
-            if count == 0 { String::new() } else { format!(", or {}", checker.suggestions.of(text, there, count)) };
-        let hint = format!("give the file with the workflow{or}");
+        let or = if count == 0 { String::new() } else { format!("; {}", checker.suggestions.of(text, there, count)) };
+        let hint = format!("give the file with the workflow, or name one that is there{or}");
         let missing = self.finding(severity, FindingCode::MissingInputFile, name, message).with_hint(hint);
         checker.report.files.push(FileReference { file, missing });
     }

@@ -66,7 +66,8 @@ fn listed(there: &[Cow<'_, str>], count: usize) -> String {
     let shown: Vec<&str> = there.iter().take(LISTED).map(AsRef::as_ref).collect();
     let more = count.saturating_sub(shown.len());
     let and = if more == 0 { String::new() } else { format!(" and {more} more") };
-    format!("it has {}{and}", quoted(&shown, ", "))
+    let are = if count == 1 { "is" } else { "are" };
+    format!("there {are} {}{and}", quoted(&shown, ", "))
 }
 
 fn quoted(names: &[&str], between: &str) -> String {
@@ -121,7 +122,7 @@ mod tests {
             "did you mean \"SDXL/sd_xl_base_1.0.safetensors\"? (2 more there)"
         );
         assert!(suggestion("flux1-Dev.safetensor", &models).starts_with("did you mean \"flux1-dev.safetensors\"?"));
-        assert_eq!(suggestion("euler", &["a", "b"]), "it has \"a\", \"b\"");
+        assert_eq!(suggestion("euler", &["a", "b"]), "there are \"a\", \"b\"");
         assert_eq!(suggestion("euler", &[]), "the box has none at all");
         let many = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
         assert!(suggestion("euler", &many).ends_with("\"7\" and 2 more"));

@@ -259,7 +259,7 @@ fn choices_without_number_are_looked_up() {
     assert!(report.findings.iter().all(|finding| matches!(finding.node_id.parse::<usize>().unwrap() % 8, 2 | 3)));
     assert_eq!((report.findings.len(), report.files.len()), (MAX_FINDINGS, 20_000 / 8));
     assert!(
-        report.findings[199].hint.starts_with("it has \"0\", \"1.png\", ")
+        report.findings[199].hint.starts_with("there are \"0\", \"1.png\", ")
             && report.findings[199].hint.ends_with("59992 more")
     );
 }
