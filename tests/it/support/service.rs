@@ -264,7 +264,7 @@ impl Service {
         set(&mut table, "ssh.known_hosts", path(self.folder().join("known_hosts")));
         set(&mut table, "ssh.use_agent", false.into());
         set(&mut table, "defaults.output_dir", path(self.output_dir()));
-        set(&mut table, "limits.comfyui_start_s", 5.into());
+        set(&mut table, "limits.comfyui_start_s", 15.into());
         set(&mut table, "log.level", "debug".into());
         fs::create_dir_all(self.folder().join("state")).expect("make the folder of the state file");
         table
