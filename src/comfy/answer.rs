@@ -78,18 +78,18 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Reads the body, up to `limit` bytes, as long as it goes on within `idle`. [`ComfyError::Crowded`] when it is large
-    /// and does not come to its room; of an error only so much is read that it needs none.
+    /// Reads the body, up to `limit` bytes, as long as it goes on within `idle`. With a claim, [`ComfyError::Crowded`] when
+    /// it is large and does not come to its room; of an error only so much is read that it needs none.
     pub(super) async fn read(
         what: &'static str,
         mut response: Response,
         limit: u64,
         idle: Duration,
-        claim: Claim<'_>,
+        claim: Option<Claim<'_>>,
     ) -> Result<Self, ComfyError> {
         let mut answer = Self::head(what, &response);
         let is_error = !answer.status.is_success();
-        let limit = if is_error { limit.min(SMALL_BYTES) } else { limit };
+        let limit = if is_error && claim.is_some() { limit.min(SMALL_BYTES) } else { limit };
         let announced = response.content_length();
         if !is_error && announced.is_some_and(|length| length > limit) {
             return Err(ComfyError::TooBig { what, limit });
@@ -108,7 +108,9 @@ impl Answer {
                 }
                 return Err(ComfyError::TooBig { what, limit });
             }
-            if answer.room.is_none() && (body.len() + chunk.len()) as u64 > SMALL_BYTES {
+            if let Some(claim) = claim.filter(|_| answer.room.is_none())
+                && (body.len() + chunk.len()) as u64 > SMALL_BYTES
+            {
                 let bytes = announced.unwrap_or(limit);
                 let taken = claim.take(bytes).ok_or(ComfyError::Crowded { what, bytes })?;
                 answer.room = Some(taken.into());

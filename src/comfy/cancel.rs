@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    answer::SMALL_BYTES,
     client::{Client, SMALL, percent_encode},
     error::ComfyError,
 };
@@ -15,7 +16,7 @@ impl Client {
     /// # Errors
     /// No answer, no ComfyUI, or an error status.
     pub async fn delete_pending(&self, prompt: &PromptId) -> Result<(), ComfyError> {
-        self.post("POST /queue", "/queue", &json!({"delete": [prompt]}), SMALL).await?.success()
+        self.post("POST /queue", "/queue", &json!({"delete": [prompt]}), SMALL_BYTES, SMALL).await?.success()
     }
 
     /// Interrupts the run of a prompt. The caller has made sure that this prompt runs: servers before v0.3.57 ignore
@@ -24,7 +25,7 @@ impl Client {
     /// # Errors
     /// No answer, no ComfyUI, or an error status.
     pub async fn interrupt(&self, prompt: &PromptId) -> Result<(), ComfyError> {
-        self.post("POST /interrupt", "/interrupt", &json!({"prompt_id": prompt}), SMALL).await?.success()
+        self.post("POST /interrupt", "/interrupt", &json!({"prompt_id": prompt}), SMALL_BYTES, SMALL).await?.success()
     }
 
     /// Cancels a prompt in any state, in one step, on servers that can (v0.26 and newer). `Some(false)` when it had
@@ -34,7 +35,7 @@ impl Client {
     /// No answer, no ComfyUI, or another error status.
     pub async fn cancel_job(&self, prompt: &PromptId) -> Result<Option<bool>, ComfyError> {
         let path = format!("/api/jobs/{}/cancel", percent_encode(prompt.as_str()));
-        let answer = self.post("POST /api/jobs/{id}/cancel", &path, &json!({}), SMALL).await?;
+        let answer = self.post("POST /api/jobs/{id}/cancel", &path, &json!({}), SMALL_BYTES, SMALL).await?;
         if matches!(answer.status.as_u16(), 404 | 405) {
             return Ok(None);
         }
@@ -47,6 +48,6 @@ impl Client {
     /// No answer, no ComfyUI, or an error status.
     pub async fn free_memory(&self) -> Result<(), ComfyError> {
         let body = json!({"unload_models": true, "free_memory": true});
-        self.post("POST /free", "/free", &body, SMALL).await?.success()
+        self.post("POST /free", "/free", &body, SMALL_BYTES, SMALL).await?.success()
     }
 }

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    answer::{Answer, SMALL_BYTES},
+    answer::Answer,
     error::ComfyError,
     history::{self, HistoryEntry},
     queue::Queue,
@@ -154,7 +154,7 @@ impl Client {
         let mut turn = None;
         loop {
             let claim = Claim { room: &self.room, turn: turn.as_ref() };
-            let attempt = || self.exchange(what, self.request(Method::GET, path), MAX_JSON_BYTES, idle, claim);
+            let attempt = || self.exchange(what, self.request(Method::GET, path), MAX_JSON_BYTES, idle, Some(claim));
             let (bytes, crowded) = match within(what, LARGE, repeated(attempt)).await {
                 Err(crowded @ ComfyError::Crowded { bytes, .. }) => (bytes, crowded),
                 result => return result,
@@ -165,17 +165,18 @@ impl Client {
         }
     }
 
-    /// A JSON document, sent once. Its answer is small: one that had to wait for room would lie in the tunnel, and can't be
-    /// asked for again.
+    /// A JSON document, sent once. Its answer needs no room up to its limit: one that had to wait for room would lie in the
+    /// tunnel, and can't be asked for again.
     pub(super) async fn post(
         &self,
         what: &'static str,
         path: &str,
         body: &impl Serialize,
+        limit: u64,
         idle: Duration,
     ) -> Result<Answer, ComfyError> {
         let request = self.request(Method::POST, path).json(body);
-        within(what, LARGE, self.exchange(what, request, SMALL_BYTES, idle, self.claim())).await
+        within(what, LARGE, self.exchange(what, request, limit, idle, None)).await
     }
 
     pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -188,7 +189,7 @@ impl Client {
         request: RequestBuilder,
         limit: u64,
         idle: Duration,
-        claim: Claim<'_>,
+        claim: Option<Claim<'_>>,
     ) -> Result<Answer, ComfyError> {
         let sent = async { request.send().await.map_err(|error| ComfyError::from_reqwest(what, error)) };
         Answer::read(what, within(what, idle, sent).await?, limit, idle, claim).await
@@ -201,11 +202,7 @@ impl Client {
         response: Response,
         limit: u64,
     ) -> Result<Answer, ComfyError> {
-        Answer::read(what, response, limit.min(SMALL_BYTES), LARGE, self.claim()).await
-    }
-
-    fn claim(&self) -> Claim<'_> {
-        Claim { room: &self.room, turn: None }
+        Answer::read(what, response, limit, LARGE, None).await
     }
 
     #[expect(clippy::expect_used, reason = "without TLS and without own resolver settings nothing in it can fail")]

@@ -18,6 +18,9 @@ use crate::{
 
 const WHAT: &str = "POST /prompt";
 
+/// Refusals repeat lists of choices.
+const MAX_ANSWER_BYTES: u64 = 8 << 20;
+
 /// A prompt that ComfyUI has taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Submitted {
@@ -91,7 +94,8 @@ impl Client {
         let mut extra_data = Map::new();
         extra_data.insert(MARKER_KEY.into(), json!({"workflow_id": workflow, "prompt_id": prompt_id}));
         let body = Body { prompt: graph, client_id, prompt_id, extra_data };
-        let answer = self.post(WHAT, "/prompt", &body, LARGE).await.map_err(SubmitError::from_call)?;
+        let answer =
+            self.post(WHAT, "/prompt", &body, MAX_ANSWER_BYTES, LARGE).await.map_err(SubmitError::from_call)?;
         let submitted = read(&answer, graph).await?;
         self.note_id(submitted.prompt_id == *prompt_id);
         Ok(submitted)

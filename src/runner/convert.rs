@@ -13,6 +13,7 @@ use super::{
     preflight::{BoxFacts, refusal, suggest_classes},
 };
 use crate::{
+    comfy::ComfyError,
     convert::{self, Conversion, ConvertError},
     workflow::{
         Document, Edits, ErrorCode, Event, Finding, FindingCode, Graph, Node, NodeDefinitions, Severity, Source,
@@ -194,13 +195,27 @@ async fn convert_with(
     mut known: Learned,
 ) -> Result<(Conversions, Learned), StepError> {
     let unknown = classes.iter().filter(|class| known.definitions.class(class).is_none()).cloned().collect();
-    known.definitions.extend(link.client.definitions(&unknown).await?);
+    known.definitions.extend(link.client.definitions(&unknown).await.map_err(unconvertible)?);
     let document = Arc::clone(document);
     let work = move || (convert::convert(&document, &known.definitions, &options), known);
     tokio::task::spawn_blocking(work).await.map_err(|error| {
         tracing::error!(%error, "a conversion ended early");
         StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
     })
+}
+
+/// Definitions that can't be read now can't be read later.
+fn unconvertible(error: ComfyError) -> StepError {
+    match error {
+        ComfyError::TooBig { .. } | ComfyError::Malformed { .. } => StepError::fatal(
+            ErrorCode::InvalidWorkflow,
+            format!(
+                "The workflow can't be converted, since the box's node definitions can't be read: {error}; use what \
+                 \"Export (API)\" writes"
+            ),
+        ),
+        error => error.into(),
+    }
 }
 
 fn local(at: DateTime<Utc>) -> NaiveDateTime {

@@ -168,12 +168,15 @@ impl Place {
     async fn at_box(ssh_connection: &str, pool: &Pool) -> Result<Self, ExecuteError> {
         let (pool, ssh_connection) = (pool.clone(), ssh_connection.to_owned());
         let name = tokio::task::spawn_blocking(move || pool.box_name(&ssh_connection)).await?;
-        let at_box = soon(async { Some(LOOKS_AT_ONE.take(name).await) }).await?;
-        Ok(Self { _at_box: Some(at_box), ..Self::among(&LOOKS).await? })
+        soon(async {
+            let at_box = LOOKS_AT_ONE.take(name).await;
+            Some(Self { _among_all: LOOKS.acquire().await.ok()?, _at_box: Some(at_box) })
+        })
+        .await
     }
 
     async fn among(all: &'static Semaphore) -> Result<Self, ExecuteError> {
-        Ok(Self { _among_all: soon(async { all.acquire().await.ok() }).await?, _at_box: None })
+        soon(async { Some(Self { _among_all: all.acquire().await.ok()?, _at_box: None }) }).await
     }
 }
 

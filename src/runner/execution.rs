@@ -252,7 +252,7 @@ impl Execution {
 
     /// Gives a ComfyUI that does not answer yet some time: a box takes logins before that has started.
     async fn wait_for_comfyui(&self, link: Link, port: u16) -> Result<Link, Failure> {
-        let mut patience = Patience::new();
+        let (mut starting, mut foreign) = (Patience::new(), Patience::new());
         loop {
             let NoComfyUi { failure: Failure { mut message, .. }, may_come } = match link.probe(port).await {
                 Ok(version) => {
@@ -267,7 +267,8 @@ impl Execution {
                 return self.reconnect(cause, &mut Patience::new()).await;
             }
             let limit = self.options.comfyui_start;
-            let limit = if may_come { limit } else { limit.min(FOREIGN_PATIENCE) };
+            let (patience, limit) =
+                if may_come { (&mut starting, limit) } else { (&mut foreign, limit.min(FOREIGN_PATIENCE)) };
             let announce = |pause| self.announce_reconnecting(message.clone(), Some(pause));
             if !patience.pause_announced(limit, announce).await {
                 if may_come {

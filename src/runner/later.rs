@@ -70,7 +70,7 @@ impl Runner {
         let fetching = match (missing.is_empty(), state.may_have_left_more()) {
             (false, _) => Fetching::Outputs(missing),
             (true, true) => Fetching::WhatTheBoxKnows,
-            (true, false) if state.submission == Submission::None => Fetching::NeverRan,
+            (true, false) if state.submission == Submission::None && state.attempt == 1 => Fetching::NeverRan,
             (true, false) => Fetching::Nothing,
         };
         let place = match self.inner.later.enter(id, &fetching) {
@@ -78,7 +78,6 @@ impl Runner {
             Err(under_way) => return Ok(under_way),
         };
         if matches!(fetching, Fetching::Outputs(_) | Fetching::WhatTheBoxKnows) {
-            self.inner.store.apply(id, Event::LostHere(lost));
             let execution = self.execution(id, watch::channel(None).0);
             let (runner, span) = (self.clone(), tracing::info_span!("download", workflow.id = %id));
             let task = async move {
@@ -149,6 +148,8 @@ impl Execution {
     /// Fetches what is missing, also of what only the box knows of; returns what is no longer there.
     async fn fetch_all_there_is(&self, link: &Link) -> Result<Vec<Output>, StepError> {
         let state = self.state()?;
+        // Only now that they can come again: a disk that is away for a while is back with its files.
+        self.apply(Event::LostHere(lost_here(&state).await));
         if state.may_have_left_more() {
             match link.client.find_in_history(&state.prompt_id, &state.id).await? {
                 Some((_, ending)) => drop(self.apply(Event::ReportedLater(ending.outputs))),

@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{fs::Access, io::Errno};
+use rustix::{
+    fs::{Access, AtFlags, CWD},
+    io::Errno,
+};
 
 use super::StoreError;
 
@@ -61,7 +64,7 @@ pub(super) fn check_folder(path: &Path) -> Result<(), StoreError> {
 
 /// Whether files can be made in a folder, as far as that is known without making one.
 pub(super) fn check_writable(folder: &Path) -> Result<(), StoreError> {
-    match rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+    match rustix::fs::accessat(CWD, folder, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
         // Then it is made.
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(StoreError::io("write to", folder)(error.into())),

@@ -419,8 +419,9 @@ async fn what_a_run_left_that_was_given_up_can_be_downloaded() {
     fs::remove_file(&file).unwrap();
     let (_, answer) = client.download(&id).await;
     assert_eq!((&answer["message"], &answer["outputs"][0]["downloaded"]), (&json!("Download started"), &json!(false)));
+    let again = async || fs::read(&file).is_ok_and(|found| found == content).then_some(());
+    eventually("the file", again).await;
     client.wait_after_the_end(&id, "the output", PATIENCE, is_here).await;
-    assert_eq!(fs::read(&file).unwrap(), content);
 }
 
 #[tokio::test]

@@ -88,3 +88,26 @@ async fn a_partly_valid_graph_comes_back_with_findings() {
     let submitted = client.submit(&json!({}), &"c".into(), &"p".into(), &"w".into()).await.unwrap();
     assert_eq!(submitted.findings.to_string(), "node 3 (SaveImage): Required input is missing: images");
 }
+
+/// A refusal repeats the list of choices that a value is not among.
+#[tokio::test]
+async fn refusals_of_megabytes_are_read() {
+    let choices: Vec<String> = (0..50_000).map(|n| format!("loras/of/some/length/{n}.safetensors")).collect();
+    let error =
+        json!({"message": "Value not in list", "details": "lora_name", "extra_info": {"input_config": [choices]}});
+    let errors = json!({"3": {"class_type": "LoraLoader", "errors": [error, error]}});
+    let partly = json!({"prompt_id": "p", "number": 1, "node_errors": errors}).to_string();
+    let refused = json!({"error": {"type": "prompt_outputs_failed_validation"}, "node_errors": errors}).to_string();
+    assert!(partly.len() > 3 << 20);
+    let submit = async |status, body: String| {
+        let client = always((status, body)).await;
+        client.submit(&json!({}), &"c".into(), &"p".into(), &"w".into()).await
+    };
+    let told = "node 3 (LoraLoader): Value not in list: lora_name";
+    let submitted = submit(StatusCode::OK, partly).await.unwrap();
+    assert!(submitted.findings.to_string().starts_with(told), "{}", submitted.findings);
+    let SubmitError::Refused(refusal) = submit(StatusCode::BAD_REQUEST, refused).await.unwrap_err() else {
+        panic!("no refusal");
+    };
+    assert!(refusal.to_string().contains(told), "{refusal}");
+}
