@@ -32,6 +32,7 @@ mod output_folder;
 mod part;
 mod patience;
 mod preflight;
+mod reach;
 mod repeats;
 mod secrets;
 mod stop;
