@@ -1,6 +1,6 @@
 //! Foreign text made fit for a message, a line of the log or a terminal.
 //!
-//! Findings, failures, warnings and answers take their texts through [`message`] or [`one_line`] where they are made, so
+//! Findings, failures, warnings and answers take their texts through `message` or [`one_line`] where they are made, so
 //! that nobody has to think of it who words one; what goes to a terminal goes through [`escaped`] besides.
 
 /// Longest excerpt in a message, in characters.
