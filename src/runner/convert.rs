@@ -198,10 +198,7 @@ async fn convert_with(
     known.definitions.extend(link.client.definitions(&unknown).await.map_err(unconvertible)?);
     let document = Arc::clone(document);
     let work = move || (convert::convert(&document, &known.definitions, &options), known);
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "a conversion ended early");
-        StepError::fatal(ErrorCode::Internal, "internal error while converting the workflow; the log has more")
-    })
+    tokio::task::spawn_blocking(work).await.map_err(|error| StepError::ended_early(&error, "converting the workflow"))
 }
 
 /// Definitions that can't be read now can't be read later.

@@ -92,6 +92,12 @@ impl StepError {
         Self::Fatal(Failure::new(code, message))
     }
 
+    /// Work on a thread of its own panicked, or the service stops.
+    pub(super) fn ended_early(error: &tokio::task::JoinError, work: &str) -> Self {
+        tracing::error!(%error, work, "ended early");
+        Self::fatal(ErrorCode::Internal, format!("internal error while {work}; the log has more"))
+    }
+
     /// The SSH connection ended while it was in use.
     pub(super) fn connection_lost() -> Self {
         Self::LinkLost(Failure::new(ErrorCode::SshUnreachable, "the SSH connection was lost"))

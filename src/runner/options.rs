@@ -30,6 +30,25 @@ pub struct Options {
     pub defaults: Defaults,
 }
 
+#[cfg(test)]
+impl Options {
+    /// Waits for nothing and forbids nothing, but that nothing runs.
+    pub(super) fn of_a_test(defaults: Defaults) -> Self {
+        Self {
+            execute_wait: Duration::ZERO,
+            unreachable_limit: Duration::ZERO,
+            unreachable_before_submit: Duration::ZERO,
+            comfyui_start: Duration::ZERO,
+            stalled_after: Duration::ZERO,
+            resubmit_lost: false,
+            limits: Limits { max_running: 0, max_running_per_box: 0, max_waiting: 9, max_active_per_caller: None },
+            min_free_bytes: 0,
+            files: FileRules::default(),
+            defaults,
+        }
+    }
+}
+
 /// Which local files a workflow may read and write, and how much of them.
 #[derive(Debug, Clone)]
 pub struct FileRules {

@@ -104,10 +104,9 @@ impl BoxFacts {
                 Known { definitions: &definitions, replaced: &replaced, version: version.as_deref(), given: &given };
             preflight::check(&checked, &known, &|| gone.is_cancelled())
         };
-        let Report { mut findings, files } = tokio::task::spawn_blocking(check).await.map_err(|error| {
-            tracing::error!(%error, "a look at a graph ended early");
-            StepError::fatal(ErrorCode::Internal, "internal error while checking the workflow; the log has more")
-        })?;
+        let Report { mut findings, files } = tokio::task::spawn_blocking(check)
+            .await
+            .map_err(|error| StepError::ended_early(&error, "checking the workflow"))?;
         findings.extend(look_for(link, files).await?);
         suggest_classes(link, &mut findings).await?;
         let secrets = Secrets::of(graph);

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
     use crate::{
         runner::{
-            Defaults, FileRules, Limits, Options,
+            Defaults, Options,
             held_up::{HeldUp, with_one_blocking_thread},
         },
         ssh::{self, Pool},
@@ -85,23 +85,12 @@ mod tests {
             let file = folder.path().join("state.json");
             let kept = store::Options { file, write_interval: Duration::from_secs(3600), keep_finished: 2 };
             let store = Store::open(kept, CancellationToken::new()).await.unwrap().store;
-            let options = Options {
-                execute_wait: Duration::ZERO,
-                unreachable_limit: Duration::ZERO,
-                unreachable_before_submit: Duration::ZERO,
-                comfyui_start: Duration::ZERO,
-                stalled_after: Duration::ZERO,
-                resubmit_lost: false,
-                limits: Limits { max_running: 0, max_running_per_box: 0, max_waiting: 9, max_active_per_caller: None },
-                min_free_bytes: 0,
-                files: FileRules::default(),
-                defaults: Defaults {
-                    comfyui_port: 1,
-                    comfyui_input_dir: "/in".into(),
-                    comfyui_output_dir: "/out".into(),
-                    output_dir: folder.path().join("out").display().to_string(),
-                },
-            };
+            let options = Options::of_a_test(Defaults {
+                comfyui_port: 1,
+                comfyui_input_dir: "/in".into(),
+                comfyui_output_dir: "/out".into(),
+                output_dir: folder.path().join("out").display().to_string(),
+            });
             let runner = Runner::start(store.clone(), Pool::new(ssh::Options::default()).unwrap(), options);
             Self { folder, store, runner }
         }

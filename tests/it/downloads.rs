@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_remote::sandbox::SandboxOptions;
+use comfy_remote::sandbox::{Hold, SandboxOptions};
 use serde_json::{Value, json};
 
 use crate::{
@@ -389,17 +389,22 @@ async fn a_cancelled_workflow_can_be_downloaded_and_stays_cancelled() {
     assert_eq!(ends, [1, 0], "two requests, one download");
 }
 
-/// The box was out of reach for longer than is waited for, and the run went on there.
-#[tokio::test]
-async fn what_a_run_left_that_was_given_up_can_be_downloaded() {
+/// A run that was given up because the box is out of reach, and that stands still there while it is held.
+async fn given_up() -> (Stage, Hold, Value) {
     let stage = Stage::with_settings(&[("limits.unreachable_limit_s", 1.into())]).await;
-    let client = stage.service.client();
     let hold = stage.sandbox.engine().hold_at_step("2", 1);
     let id = stage.start(&graphs::slow(&tag(), 2, 1)).await;
     hold.reached().await;
     stage.sandbox.faults().refuse_ssh(true);
     stage.sandbox.faults().cut_ssh();
-    let failed = client.wait_for_status(&id, "failed", PATIENCE).await;
+    let failed = stage.service.client().wait_for_status(&id, "failed", PATIENCE).await;
+    (stage, hold, failed)
+}
+
+#[tokio::test]
+async fn what_a_run_left_that_was_given_up_can_be_downloaded() {
+    let (stage, hold, failed) = given_up().await;
+    let (client, id) = (stage.service.client(), id_of(&failed).to_owned());
     assert_failed(&failed, "ssh_unreachable", &["the run may go on there", "download"]);
     assert_eq!(failed["outputs"], json!([]));
     hold.release();
@@ -426,14 +431,8 @@ async fn what_a_run_left_that_was_given_up_can_be_downloaded() {
 
 #[tokio::test]
 async fn a_later_download_asks_the_box_in_vain_where_it_knows_nothing() {
-    let stage = Stage::with_settings(&[("limits.unreachable_limit_s", 1.into())]).await;
-    let client = stage.service.client();
-    let hold = stage.sandbox.engine().hold_at_step("2", 1);
-    let id = stage.start(&graphs::slow(&tag(), 2, 1)).await;
-    hold.reached().await;
-    stage.sandbox.faults().refuse_ssh(true);
-    stage.sandbox.faults().cut_ssh();
-    client.wait_for_status(&id, "failed", PATIENCE).await;
+    let (stage, _hold, failed) = given_up().await;
+    let (client, id) = (stage.service.client(), id_of(&failed).to_owned());
     stage.sandbox.faults().refuse_ssh(false);
     client.download(&id).await;
     let told = |words: &'static str| move |progress: &Value| progress["warnings"].to_string().contains(words);

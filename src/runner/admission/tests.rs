@@ -1,7 +1,7 @@
-use std::{fs, time::Duration};
+use std::fs;
 
 use super::*;
-use crate::{runner::Limits, ssh};
+use crate::ssh;
 
 struct Case {
     folder: tempfile::TempDir,
@@ -38,18 +38,7 @@ impl Case {
             comfyui_output_dir: "/out".into(),
             output_dir: "/nowhere".into(),
         };
-        let options = Options {
-            execute_wait: Duration::ZERO,
-            unreachable_limit: Duration::ZERO,
-            unreachable_before_submit: Duration::ZERO,
-            comfyui_start: Duration::ZERO,
-            stalled_after: Duration::ZERO,
-            resubmit_lost: false,
-            limits: Limits { max_running: 1, max_running_per_box: 1, max_waiting: 1, max_active_per_caller: None },
-            min_free_bytes: self.least,
-            files: FileRules::default(),
-            defaults,
-        };
+        let options = Options { min_free_bytes: self.least, ..Options::of_a_test(defaults) };
         check_blocking(
             self.request.clone(),
             Purpose::Run,
